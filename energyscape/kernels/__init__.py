@@ -1,0 +1,116 @@
+"""The few fused operations of a training step: in place with NumPy, one launch with CuPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from energyscape.backend import THREADS, Array, is_gpu_array, launch, namespace
+
+__all__ = ["descend", "sigmoid", "softplus_sum"]
+
+
+def sigmoid(a: Array, out: Array = None) -> Array:
+    """1/(1 + exp(-a)); absolute error of one unit in the last place of 1, ``out`` may be ``a``.
+
+    Through tanh, which neither overflows nor divides (seven times quicker than ``expit``). The
+    *relative* accuracy of values under 1e-7 is lost: log-probabilities come from `softplus_sum`.
+    """
+    xp = namespace(a)
+    half = a.dtype.type(0.5)
+    p = xp.multiply(a, half, out=out)
+    xp.tanh(p, out=p)
+    p *= half
+    p += half
+    return p
+
+
+def softplus_sum(a: Array) -> Array:
+    """Sum over columns of log(1 + exp(a)).
+
+    Parameters
+    ----------
+    a : array, shape (n, k), float32 or float64
+
+    Returns
+    -------
+    array, shape (n,), float64
+        Summed in float64 whatever the dtype of ``a``.
+    """
+    if is_gpu_array(a):
+        return _softplus_sum_gpu(a)
+    t = np.abs(a)
+    np.negative(t, out=t)
+    np.exp(t, out=t)
+    np.log1p(t, out=t)
+    total = t.sum(axis=1, dtype=np.float64)
+    np.maximum(a, 0, out=t)
+    total += t.sum(axis=1, dtype=np.float64)
+    return total
+
+
+def _softplus_sum_gpu(a: Array) -> Array:
+    xp = namespace(a)
+    a = xp.ascontiguousarray(a)
+    out = xp.empty(len(a), np.float64)
+    name = "softplus_sum_f" if a.dtype == np.float32 else "softplus_sum_d"
+    launch(name, len(a) * THREADS, (a, out, np.uint64(a.shape[1])))
+    return out
+
+
+def descend(
+    w: Array,
+    g: Array,
+    velocity: Array,
+    rate: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    l1: float = 0.0,
+    l2: float = 0.0,
+) -> None:
+    """One step of gradient descent on ``w``, in place; ``g`` is used up.
+
+    v ← momentum·v − rate·g;  w ← w + v (Nesterov: w + momentum·v − rate·g);  then the proximal
+    step of l1|w| + l2 w²/2, which is stable for every rate and gives exact zeros:
+    w ← sign(w) max(|w| − rate·l1, 0) / (1 + rate·l2).
+
+    Parameters
+    ----------
+    w, g : arrays of one shape
+        Parameter and gradient.
+    velocity : array of that shape, or None where ``momentum`` is 0
+    rate, momentum, l1, l2 : float
+    """
+    if is_gpu_array(w):
+        _descend_gpu(w, g, velocity, rate, momentum, nesterov, l1, l2)
+        return
+    real = w.dtype.type
+    g *= real(-rate)
+    if momentum:
+        velocity *= real(momentum)
+        velocity += g
+        if nesterov:
+            g += real(momentum) * velocity
+            w += g
+        else:
+            w += velocity
+    else:
+        w += g
+    if l1:
+        w -= np.clip(w, real(-rate * l1), real(rate * l1))
+    if l2:
+        w *= real(1.0 / (1.0 + rate * l2))
+
+
+def _descend_gpu(
+    w: Array, g: Array, velocity: Array, rate: float, momentum: float, nesterov: bool, *decay: float
+) -> None:
+    if not (w.flags.c_contiguous and g.flags.c_contiguous):
+        raise ValueError("parameters and gradients must be C-contiguous on the GPU")
+    real: Any = w.dtype.type
+    l1, l2 = (real(rate * d) for d in decay)
+    name = "descend_f" if w.dtype == np.float32 else "descend_d"
+    v = w if velocity is None else velocity
+    scalars = (real(rate), real(momentum), np.uint32(nesterov), l1, l2, np.uint64(w.size))
+    launch(name, w.size, (w, g, v, *scalars))
