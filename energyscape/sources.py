@@ -1,0 +1,176 @@
+"""Rows of training data: arrays in memory, CSR matrices, memory maps and HDF5 datasets.
+
+`Rows` hides where they are. Arrays in memory are indexed, never copied as a whole; data on disk
+are read in blocks of consecutive rows, shuffled by block and again inside a buffer of blocks,
+because a random row of an HDF5 chunk costs as much as the chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+import scipy.sparse
+import sklearn
+
+from energyscape.backend import Array, is_gpu_array, namespace
+
+BLOCK_BYTES = 8 << 20
+BUFFER_BLOCKS = 8
+
+
+def compute_dtype(dtype: Any) -> type[np.floating[Any]]:
+    """The dtype that rows of ``dtype`` are computed in.
+
+    float32 and float64 stay; bool, 8-bit integers and float16 are exact in float32; all other
+    integers go to float64.
+    """
+    dtype = np.dtype(dtype)
+    if dtype == np.float32 or dtype.itemsize == 1 or dtype == np.float16:
+        return np.float32
+    return np.float64
+
+
+def rows_per_block(row_bytes: int) -> int:
+    """Rows of a block that fits scikit-learn's ``working_memory``, at least 1."""
+    return max(1, int(sklearn.get_config()["working_memory"] * (1 << 20)) // max(1, row_bytes))
+
+
+def is_stored(X: Any) -> bool:
+    """Whether ``X`` is an open HDF5 dataset or a memory map, to be read by blocks."""
+    return isinstance(X, h5py.Dataset | np.memmap)
+
+
+class Rows:
+    """Rows of an array in memory (NumPy, CuPy or CSR), in whatever order is asked for.
+
+    Parameters
+    ----------
+    X : array, shape (n, *event_shape), or CSR matrix
+    index : integer array, optional
+        The rows that count; default all.
+    """
+
+    def __init__(self, X: Any, index: np.ndarray | None = None) -> None:
+        self.X, self.index = X, index
+
+    def __len__(self) -> int:
+        return self.X.shape[0] if self.index is None else len(self.index)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.X.shape[1:])
+
+    @property
+    def dtype(self) -> Any:
+        return compute_dtype(self.X.dtype)
+
+    def take(self, rows: Any) -> Array:
+        """Rows by index or slice, dense, in the dtype that is computed in."""
+        if self.index is not None:
+            rows = self.index[rows]
+        if is_gpu_array(self.X) and isinstance(rows, np.ndarray):
+            rows = namespace(self.X).asarray(rows)
+        part = self.X[rows]
+        if scipy.sparse.issparse(part):
+            part = part.toarray()
+        return part.astype(self.dtype, copy=False)
+
+    def sample(self, n: int, rng: Any) -> Array:
+        """``n`` random rows, or all of them in their order where there are no more."""
+        if n >= len(self):
+            return self.take(slice(None))
+        return self.take(np.sort(rng.permutation(len(self))[:n]))
+
+    def batches(self, batch_size: int, rng: Any) -> Iterator[Array]:
+        """One pass over all rows in a random order; the last batch may be short."""
+        order = rng.permutation(len(self))
+        for lo in range(0, len(order), batch_size):
+            yield self.take(order[lo : lo + batch_size])
+
+    def blocks(self, size: int) -> Iterator[Array]:
+        """One pass over all rows in their order."""
+        for lo in range(0, len(self), size):
+            yield self.take(slice(lo, min(lo + size, len(self))))
+
+    def split(self, fraction: float, rng: Any) -> tuple[Rows, Rows]:
+        """Random rows set apart: (the rest, ``fraction`` of them), by index, without a copy."""
+        order = rng.permutation(len(self))
+        held_out = _count_held_out(len(self), fraction)
+        return Rows(self.X, np.sort(order[held_out:])), Rows(self.X, np.sort(order[:held_out]))
+
+
+class StoredRows(Rows):
+    """Rows of an HDF5 dataset or a memory map, read in blocks of consecutive rows.
+
+    Parameters
+    ----------
+    X : h5py.Dataset or numpy.memmap, shape (n, *event_shape)
+    lo, hi : int
+        The range of rows that counts.
+    """
+
+    def __init__(self, X: Any, lo: int = 0, hi: int | None = None) -> None:
+        super().__init__(X)
+        self.lo, self.hi = lo, X.shape[0] if hi is None else hi
+
+    def __len__(self) -> int:
+        return self.hi - self.lo
+
+    @property
+    def block_rows(self) -> int:
+        """Rows read at once: about 8 MiB, and whole chunks where the file has chunks."""
+        row_bytes = max(1, int(np.prod(self.event_shape)) * self.X.dtype.itemsize)
+        rows = max(1, BLOCK_BYTES // row_bytes)
+        chunk = (getattr(self.X, "chunks", None) or (1,))[0]
+        return max(chunk, rows // chunk * chunk)
+
+    def take(self, rows: Any) -> Array:
+        if isinstance(rows, slice):
+            lo, hi, _ = rows.indices(len(self))
+            part = self.X[self.lo + lo : self.lo + hi]
+        else:
+            part = self.X[self.lo + rows]
+        part = np.asarray(part)
+        if part.dtype.kind == "f" and not np.isfinite(part).all():
+            raise ValueError("Input X contains NaN or infinity; clean the rows in the file first")
+        return part.astype(self.dtype, copy=False)
+
+    def batches(self, batch_size: int, rng: Any) -> Iterator[Array]:
+        size = self.block_rows
+        order = rng.permutation(-(-len(self) // size))
+        left: Array = np.empty((0, *self.event_shape), self.dtype)
+        for first in range(0, len(order), BUFFER_BLOCKS):
+            parts = [left]
+            for block in order[first : first + BUFFER_BLOCKS]:
+                parts.append(self.take(slice(block * size, (block + 1) * size)))
+            buffer = np.concatenate(parts)
+            shuffle = rng.permutation(len(buffer))
+            whole = len(buffer) // batch_size * batch_size
+            for lo in range(0, whole, batch_size):
+                yield buffer[shuffle[lo : lo + batch_size]]
+            left = buffer[shuffle[whole:]]
+        if len(left):
+            yield left
+
+    def split(self, fraction: float, rng: Any) -> tuple[Rows, Rows]:
+        """The last rows set apart, so that reading stays sequential."""
+        cut = self.hi - _count_held_out(len(self), fraction)
+        return StoredRows(self.X, self.lo, cut), StoredRows(self.X, cut, self.hi)
+
+
+def open_rows(X: Any) -> Rows:
+    """Rows of whatever holds them: an array in memory, CSR, a memory map or an HDF5 dataset."""
+    return StoredRows(X) if is_stored(X) else Rows(X)
+
+
+def _count_held_out(n: int, fraction: float) -> int:
+    held_out = round(n * fraction)
+    if not 0 < held_out < n:
+        raise ValueError(
+            f"validation_fraction={fraction} of {n} rows leaves {held_out} for validation and "
+            f"{n - held_out} for training; both must be at least 1"
+        )
+    return held_out

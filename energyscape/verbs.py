@@ -1,0 +1,145 @@
+"""The verbs: what a model offers, what a trainer may ask for, and the one error between them.
+
+A verb takes ``params`` (a dict: name → array) first, reads only hyper-parameters from ``self``,
+writes to none of its arguments (`project` alone does), and returns arrays on the device of ``x``
+and in its dtype; energies are always float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from energyscape.backend import Array, namespace
+from energyscape.errors import CapabilityError
+from energyscape.registry import registered
+
+Params = dict[str, Array]
+
+VERBS: dict[str, str] = {
+    "init_params": "(x, rng) → dict of named arrays, with the dtype and device of x",
+    "param_specs": "() → {name: Param}: relative rate, first epoch, decay, buffer or not",
+    "forward": "(params, x, beta=1, base=None) → Pass: what one matrix product gives",
+    "free_energy": "(params, x) → (n,) float64: F(x; θ), latents summed or minimised out",
+    "free_energy_grad": "(params, x, weights) → dict: Σ_i w_i ∂F(x_i)/∂θ, signed, no 1/n inside",
+    "input_grad": "(params, x) → ∂F/∂x, the shape of x (its negative is the score)",
+    "sample_hidden": "(params, x, rng, beta=1) → h ~ p(h | x)",
+    "sample_visible": "(params, h, rng, beta=1, base=None) → x ~ p(x | h)",
+    "encode": "(params, x) → mean code given x",
+    "decode": "(params, h) → mean of x given a code",
+    "log_partition": "(params) → exact log Z as a float",
+    "sample_exact": "(params, n, rng) → exact draws of x",
+    "base_measure": "(params) → parameters of a tractable distribution near the data",
+    "base_log_partition": "(params, base) → its exact log Z",
+    "precondition": "(params, grads) → None: gradients to the model's step direction, in place",
+    "project": "(params, sums, rng) → None: constraints and buffers after an update, in place",
+    "feasible": "(params) → a copy within the constraints",
+}
+
+
+@dataclass(frozen=True)
+class Param:
+    """How one named array is trained.
+
+    Attributes
+    ----------
+    rate : float
+        Learning rate relative to the optimiser's.
+    start : float
+        Fraction of the epochs before which the parameter stays as it is.
+    decay : bool
+        Whether weight decay touches it.
+    trainable : bool
+        False for a buffer (offsets, running means): saved, never optimised.
+    """
+
+    rate: float = 1.0
+    start: float = 0.0
+    decay: bool = False
+    trainable: bool = True
+
+
+class Pass:
+    """Everything that one evaluation of a model at points ``x`` gives.
+
+    This one is built from a model's plain verbs. A model whose energy, gradient and conditionals
+    share a matrix product returns its own from ``forward``, with the product inside.
+
+    Parameters
+    ----------
+    model : object with the verbs
+    params : dict of arrays
+    x : array, shape (n, *event_shape)
+    """
+
+    def __init__(self, model: Any, params: Params, x: Array) -> None:
+        self.model, self.params, self.x = model, params, x
+
+    def __getitem__(self, rows: slice) -> Pass:
+        return type(self)(self.model, self.params, self.x[rows])
+
+    def join(self, other: Pass) -> Pass:
+        """Both passes' rows as one pass, so that their gradients are one product."""
+        xp = namespace(self.x)
+        return type(self)(self.model, self.params, xp.concatenate([self.x, other.x]))
+
+    def energy(self) -> Array:
+        """F at every row, shape (n,), float64."""
+        return self.model.free_energy(self.params, self.x)
+
+    def grad(self, weights: Array) -> Params:
+        """Σ_i w_i ∂F(x_i)/∂θ for signed ``weights`` of shape (n,)."""
+        return self.model.free_energy_grad(self.params, self.x, weights)
+
+    def input_grad(self) -> Array:
+        """∂F/∂x, the shape of x."""
+        return self.model.input_grad(self.params, self.x)
+
+    def sample_hidden(self, rng: Any) -> Array:
+        """A draw of the hidden units given x."""
+        return self.model.sample_hidden(self.params, self.x, rng)
+
+    def stats(self) -> Params:
+        """Sums over the rows that the model's buffers need; empty for most models."""
+        return {}
+
+
+def speaks(model: Any, verbs: tuple[str, ...]) -> list[str]:
+    """The ``verbs`` that ``model`` lacks."""
+    return [verb for verb in verbs if not callable(getattr(model, verb, None))]
+
+
+def obstacle(model: Any, trainer: Any) -> str | None:
+    """Why ``trainer`` cannot train ``model``, in words; None if it can."""
+    missing = speaks(model, trainer.requires)
+    if missing:
+        needed = ", ".join(f"{verb}{VERBS.get(verb, '')}" for verb in missing)
+        return f"it needs {needed}, which {type(model).__name__} does not offer"
+    domains = trainer.domains
+    if domains and model.domain not in domains:
+        return f"it needs {' or '.join(domains)} units; {type(model).__name__}'s are {model.domain}"
+    return None
+
+
+def require(model: Any, trainer: Any) -> None:
+    """Raise the one `CapabilityError` unless ``trainer`` can train ``model``."""
+    why = obstacle(model, trainer)
+    if why is not None:
+        able = [name for name, cls in _trainers().items() if obstacle(model, cls) is None]
+        raise CapabilityError(
+            f"{type(trainer).__name__} cannot train {type(model).__name__}: {why}. "
+            f"Trainers that can: {', '.join(able) or 'none'}."
+        )
+
+
+def _trainers() -> dict[str, Any]:
+    return {n: c for n, c in registered().items() if hasattr(c, "collect") and hasattr(c, "apply")}
+
+
+def as_column(beta: Any, like: Array) -> Any:
+    """β ready to multiply rows of ``like``: a Python float, or a column of its dtype."""
+    if np.ndim(beta) == 0:
+        return like.dtype.type(beta)
+    return beta.astype(like.dtype).reshape(-1, *([1] * (like.ndim - 1)))
