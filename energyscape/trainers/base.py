@@ -1,0 +1,181 @@
+"""The contract of a strategy: start, collect, apply. The loop in `training` knows nothing else.
+
+`collect` gives sums over rows (additive over batches and workers), `apply` alone writes the
+parameters. Nearly every strategy is one choice, *which points with which signed weights*:
+
+    Δθ ∝ − Σ_i w_i ∂F(x_i; θ)/∂θ        w > 0 pushes the energy down at x_i, w < 0 pulls it up
+
+so a `Contrast` writes `points` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sklearn.base import BaseEstimator
+
+from energyscape.backend import Array, namespace
+from energyscape.optim import SGD, Moment, Optimizer
+from energyscape.verbs import Params, Pass
+
+_MIN_UPDATES, _MIN_EPOCHS = 10_000, 10
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows of one update.
+
+    Attributes
+    ----------
+    x : array, shape (rows, *event_shape)
+    n : int
+        Rows of the whole batch over all workers; weights of the data are 1/n.
+    """
+
+    x: Array
+    n: int
+
+
+class Trainer(BaseEstimator):
+    """Base of all strategies.
+
+    Subclasses take in their constructor, besides their own parameters, those of `validate` here:
+    ``n_epochs``, ``batch_size``, ``learning_rate`` (shorthand for ``SGD(learning_rate)``) or
+    ``optimizer``, ``averaging``, ``batch_transform``, ``validation_fraction``, ``callbacks``.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("init_params", "param_specs", "forward")
+    domains: ClassVar[tuple[str, ...]] = ()
+    default_rate: ClassVar[float] = 0.1
+
+    n_epochs: int | None
+    batch_size: int
+    learning_rate: float | None
+    optimizer: Optimizer | None
+    averaging: float | None
+    batch_transform: Any
+    validation_fraction: float
+    callbacks: Sequence[Callable[..., Any]]
+
+    def validate(self, model: Any) -> None:
+        """Raise ValueError for settings that cannot be; the model's specs are known by then."""
+        name = type(self).__name__
+        for key in ("n_epochs", "batch_size"):
+            value = getattr(self, key)
+            if value is None and key == "n_epochs":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}.{key} must be an integer >= 1, got {value!r}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"{name}.validation_fraction must be in [0, 1), got {self.validation_fraction!r}"
+            )
+        if self.averaging is not None and not 0 < self.averaging <= 1:
+            raise ValueError(f"{name}.averaging must be None or in (0, 1], got {self.averaging!r}")
+        if self.optimizer is not None and self.learning_rate is not None:
+            raise ValueError(
+                f"{name} got both learning_rate={self.learning_rate!r} and an optimizer; "
+                "learning_rate is shorthand for SGD(learning_rate), so give one"
+            )
+        self.resolved_optimizer().validate(model.param_specs())
+
+    def settle(self, n_rows: int) -> None:
+        """Put numbers where None stood for "enough for this many training rows"."""
+        if self.n_epochs is None:
+            self.n_epochs = max(_MIN_EPOCHS, -(-_MIN_UPDATES // self.updates_per_epoch(n_rows)))
+
+    def updates_per_epoch(self, n_rows: int) -> int:
+        """Batches of an epoch; the last may be short."""
+        return -(-n_rows // self.batch_size)
+
+    def resolved_optimizer(self) -> Optimizer:
+        """``optimizer``, or the SGD that ``learning_rate`` stands for."""
+        if self.optimizer is not None:
+            return self.optimizer
+        return SGD(self.default_rate if self.learning_rate is None else self.learning_rate)
+
+    def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
+        """What the strategy keeps between updates, as named arrays.
+
+        Parameters
+        ----------
+        model : object with the verbs
+        params : dict of arrays
+        x : array, shape (n, *event_shape)
+            Rows of training data to begin with.
+        rng : Stream
+
+        Returns
+        -------
+        dict of arrays, keys ``owner/name``
+        """
+        carry = self.resolved_optimizer().start(params, model.param_specs())
+        if self.averaging is not None:
+            carry |= {f"average/{key}": value.copy() for key, value in params.items()}
+        return carry
+
+    def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
+        """Sums over the rows of ``batch`` that the update needs; may move its own chains."""
+        raise NotImplementedError
+
+    def apply(self, model: Any, params: Params, carry: Params, sums: Params, at: Moment) -> None:
+        """Update ``params`` and ``carry`` in place; ``sums`` are used up."""
+        model.precondition(params, sums)
+        self._descend(model, params, carry, sums, at)
+        model.project(params, sums, at.rng)
+        if self.averaging is not None:
+            self._average(params, carry, at)
+
+    def _descend(self, model: Any, params: Params, carry: Params, sums: Params, at: Moment) -> None:
+        """The step along ``sums``, which are the model's step direction by now."""
+        self.resolved_optimizer().step(params, sums, carry, model.param_specs(), at)
+
+    def _average(self, params: Params, carry: Params, at: Moment) -> None:
+        weight = min(1.0, 1.0 / (self.averaging * (at.step + 1)))  # type: ignore[operator]
+        for key, value in params.items():
+            average = carry[f"average/{key}"]
+            average += value.dtype.type(weight) * (value - average)
+
+    def final(self, params: Params, carry: Params) -> Params:
+        """The parameters that the fitted model shows: the averages where they are kept."""
+        if self.averaging is None:
+            return params
+        return {key: carry[f"average/{key}"] for key in params}
+
+    def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
+        """Scalars about the strategy's state for the history, once an epoch."""
+        return {}
+
+
+class Contrast(Trainer):
+    """A strategy that says which points to push and pull; subclasses write `points`."""
+
+    def points(
+        self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
+    ) -> tuple[Pass, Array]:
+        """The pass at the points and their signed weights, data rows first.
+
+        The points come as a `Pass`, not as an array, so that chains which need the same matrix
+        product share it with the gradient.
+        """
+        raise NotImplementedError
+
+    def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
+        passed, weights = self.points(model, params, carry, batch, rng)
+        sums = passed.grad(weights)
+        scale = 1.0 / batch.n
+        for key, total in passed[: len(batch.x)].stats().items():
+            total *= total.dtype.type(scale)
+            sums[key] = total
+        return sums
+
+
+def contrast_weights(x: Array, n: int, n_negative: int, rows: int) -> Array:
+    """1/n for the first ``rows`` points (data), -1/n_negative for the rest."""
+    xp = namespace(x)
+    weights = xp.empty(len(x), x.dtype)
+    weights[:rows] = 1.0 / n
+    weights[rows:] = -1.0 / n_negative
+    return weights

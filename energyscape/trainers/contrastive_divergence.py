@@ -1,0 +1,265 @@
+"""Contrastive divergence and its persistent kin: push down on data, pull up where chains go.
+
+    Δθ ∝ − ⟨∂F/∂θ⟩_data + ⟨∂F/∂θ⟩_chains
+
+each mean over its own count. CD-k (Hinton, 2002) starts the chains at the data for every update;
+PCD (Tieleman, 2008; Younes, 1989) lets them run on; FPCD (Tieleman and Hinton, 2009) runs them on
+θ + θ_fast, an overlay that learns quickly and decays quickly and so drives them apart.
+Chains are kept as hidden states, so that an update costs five matrix products at one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from energyscape.backend import Array, namespace
+from energyscape.optim import Moment, Optimizer
+from energyscape.registry import register
+from energyscape.trainers.base import Batch, Contrast, contrast_weights
+from energyscape.verbs import Params, Pass
+
+
+class _ChainContrast(Contrast):
+    """What CD and PCD share: their constructor and its checks."""
+
+    requires = (*Contrast.requires, "free_energy_grad", "sample_hidden", "sample_visible")
+
+    def __init__(
+        self,
+        n_steps: int = 1,
+        n_chains: int | None = None,
+        n_epochs: int | None = None,
+        batch_size: int = 100,
+        learning_rate: float | None = None,
+        optimizer: Optimizer | None = None,
+        averaging: float | None = None,
+        batch_transform: Any = None,
+        validation_fraction: float = 0.0,
+        callbacks: Sequence[Callable[..., Any]] = (),
+    ) -> None:
+        self.n_steps = n_steps
+        self.n_chains = n_chains
+        self.n_epochs = n_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.optimizer = optimizer
+        self.averaging = averaging
+        self.batch_transform = batch_transform
+        self.validation_fraction = validation_fraction
+        self.callbacks = callbacks
+
+    def validate(self, model: Any) -> None:
+        super().validate(model)
+        for key, value in (("n_steps", self.n_steps), ("n_chains", self.n_chains)):
+            if value is None and key == "n_chains":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"{type(self).__name__}.{key} must be an integer >= 1, got {value!r}"
+                )
+
+
+@register
+class CD(_ChainContrast):
+    """Contrastive divergence: chains of ``n_steps`` Gibbs steps from the rows of each batch.
+
+    Quick and steady, good features; the likelihood suffers because the energy is pulled up only
+    near the data.
+
+    Parameters
+    ----------
+    n_steps : int, default 1
+        k of CD-k.
+    n_chains : int, optional
+        Negative rows per update, started at the batch's rows in turn. Default: one per row.
+    n_epochs : int, optional
+        Default: as many as make 10,000 updates, at least 10.
+    batch_size : int, default 100
+    learning_rate : float, optional
+        Shorthand for ``optimizer=SGD(learning_rate)``; default 0.1.
+    optimizer : Optimizer, optional
+    averaging : float in (0, 1], optional
+        Show the running average of the parameters over about the last ``averaging`` of all
+        updates, instead of the last ones.
+    batch_transform : transform, optional
+        Applied to each batch with fresh random numbers, e.g. `Binarize()`.
+    validation_fraction : float in [0, 1), default 0
+        Rows set apart (by index) for ``energy_valid`` in the history.
+    callbacks : sequence of callables, default ()
+        ``callback(model, state, info)`` after each epoch; True stops the training.
+
+    References
+    ----------
+    Hinton, G. E. (2002). Training products of experts by minimizing contrastive divergence.
+    """
+
+    def points(
+        self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
+    ) -> tuple[Pass, Array]:
+        data = model.forward(params, batch.x)
+        rows = len(batch.x)
+        chains = rows if self.n_chains is None else self.n_chains
+        moved = data if chains == rows else _cycled(model, params, batch.x, chains)
+        for _ in range(self.n_steps):
+            h = moved.sample_hidden(rng)
+            moved = model.forward(params, model.sample_visible(params, h, rng))
+        passed = data.join(moved)
+        return passed, contrast_weights(passed.x, batch.n, chains, rows)
+
+
+@register
+class PCD(_ChainContrast):
+    """Persistent contrastive divergence (stochastic maximum likelihood): the chains run on.
+
+    The best likelihood of the family. The learning rate must fall (it does by default), because
+    at a constant rate the chains never settle.
+
+    Parameters
+    ----------
+    n_steps : int, default 1
+        Gibbs steps of every chain per update.
+    n_chains : int, optional
+        Chains, whatever the batch size. Default: max(batch_size, 100).
+    n_epochs, batch_size, learning_rate, optimizer, averaging, batch_transform, \
+validation_fraction, callbacks
+        As for `CD`.
+
+    References
+    ----------
+    Tieleman, T. (2008). Training RBMs using approximations to the likelihood gradient.
+    Younes, L. (1989). Parametric inference for imperfectly observed Gibbsian fields.
+    """
+
+    def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
+        chains = max(self.batch_size, 100) if self.n_chains is None else self.n_chains
+        h = _cycled(model, params, x, chains).sample_hidden(rng)
+        return super().start(model, params, x, rng) | {"chain/h": h}
+
+    def points(
+        self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
+    ) -> tuple[Pass, Array]:
+        v = self._move(model, params, carry["chain/h"], rng)
+        rows, xp = len(batch.x), namespace(batch.x)
+        passed = model.forward(params, xp.concatenate([batch.x, v]))
+        carry["chain/h"] = passed[rows:].sample_hidden(rng)
+        return passed, contrast_weights(passed.x, batch.n, len(v), rows)
+
+    def _move(self, model: Any, params: Params, h: Array, rng: Any) -> Array:
+        """The chains' visible states after ``n_steps``; the last h comes with the gradient."""
+        v = model.sample_visible(params, h, rng)
+        for _ in range(self.n_steps - 1):
+            h = model.forward(params, v).sample_hidden(rng)
+            v = model.sample_visible(params, h, rng)
+        return v
+
+    def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
+        v = model.sample_visible(params, carry["chain/h"], rng)
+        xp = namespace(v)
+        return {
+            "chain_energy": model.free_energy(params, v).mean(),
+            "chain_spread": xp.sqrt(v.var(axis=0, dtype=np.float64).mean()),
+        }
+
+
+@register
+class FPCD(PCD):
+    """Persistent contrastive divergence with fast weights: chains that mix while they learn.
+
+    The chains move on θ + θ_fast, with θ_fast ← fast_decay · θ_fast + fast step; the model is θ
+    alone. It helps where PCD's chains stick: high rates, few chains, few updates.
+
+    Parameters
+    ----------
+    n_steps, n_chains, n_epochs, batch_size, learning_rate, optimizer, averaging, \
+batch_transform, validation_fraction, callbacks
+        As for `PCD`.
+    fast_learning_rate : float, default 0.05
+        Constant rate of the overlay, > 0.
+    fast_decay : float, default 0.95
+        Fraction of the overlay that an update keeps, in [0, 1).
+
+    References
+    ----------
+    Tieleman, T., Hinton, G. E. (2009). Using fast weights to improve persistent contrastive
+    divergence.
+    """
+
+    def __init__(
+        self,
+        n_steps: int = 1,
+        n_chains: int | None = None,
+        n_epochs: int | None = None,
+        batch_size: int = 100,
+        learning_rate: float | None = None,
+        optimizer: Optimizer | None = None,
+        averaging: float | None = None,
+        batch_transform: Any = None,
+        validation_fraction: float = 0.0,
+        callbacks: Sequence[Callable[..., Any]] = (),
+        fast_learning_rate: float = 0.05,
+        fast_decay: float = 0.95,
+    ) -> None:
+        super().__init__(
+            n_steps=n_steps,
+            n_chains=n_chains,
+            n_epochs=n_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            averaging=averaging,
+            batch_transform=batch_transform,
+            validation_fraction=validation_fraction,
+            callbacks=callbacks,
+        )
+        self.fast_learning_rate = fast_learning_rate
+        self.fast_decay = fast_decay
+
+    def validate(self, model: Any) -> None:
+        super().validate(model)
+        if not self.fast_learning_rate > 0:
+            raise ValueError(
+                f"FPCD.fast_learning_rate must be > 0, got {self.fast_learning_rate!r}"
+            )
+        if not 0 <= self.fast_decay < 1:
+            raise ValueError(f"FPCD.fast_decay must be in [0, 1), got {self.fast_decay!r}")
+
+    def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
+        fast = {
+            f"fast/{key}": namespace(params[key]).zeros_like(params[key])
+            for key, spec in model.param_specs().items()
+            if spec.trainable
+        }
+        return super().start(model, params, x, rng) | fast
+
+    def points(
+        self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
+    ) -> tuple[Pass, Array]:
+        overlaid = _overlaid(model, params, carry)
+        v = self._move(model, overlaid, carry["chain/h"], rng)
+        carry["chain/h"] = model.forward(overlaid, v).sample_hidden(rng)
+        rows, xp = len(batch.x), namespace(batch.x)
+        # The gradient is that of F at the points, under the model's own parameters.
+        passed = model.forward(params, xp.concatenate([batch.x, v]))
+        return passed, contrast_weights(passed.x, batch.n, len(v), rows)
+
+    def _descend(self, model: Any, params: Params, carry: Params, sums: Params, at: Moment) -> None:
+        for key in params:
+            fast = carry.get(f"fast/{key}")
+            if fast is not None:
+                fast *= fast.dtype.type(self.fast_decay)
+                fast -= fast.dtype.type(self.fast_learning_rate) * sums[key]
+        super()._descend(model, params, carry, sums, at)
+
+
+def _cycled(model: Any, params: Params, x: Array, n: int) -> Pass:
+    """The pass at ``n`` rows taken from ``x`` in turn."""
+    return model.forward(params, x[namespace(x).arange(n) % len(x)])
+
+
+def _overlaid(model: Any, params: Params, carry: Params) -> Params:
+    """θ + θ_fast, within the model's constraints."""
+    added = {k: v + carry[f"fast/{k}"] if f"fast/{k}" in carry else v for k, v in params.items()}
+    return model.feasible(added)

@@ -1,0 +1,333 @@
+"""The only loop: batches, updates, history, progress, callbacks, checkpoint and resume.
+
+Everything that survives an update is a `TrainState`: named arrays and a few numbers. Randomness
+is addressed by (seed, purpose, step), so that a run continued from the state of epoch k repeats
+the uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from tqdm import tqdm
+
+from energyscape import io
+from energyscape.backend import Array, Purpose, namespace, stream, to_device
+from energyscape.errors import DivergenceError
+from energyscape.optim import Moment
+from energyscape.registry import register
+from energyscape.sources import Rows
+from energyscape.trainers.base import Batch
+from energyscape.verbs import Params
+
+__all__ = ["Checkpoint", "EarlyStopping", "JsonLines"]
+
+_log = logging.getLogger("energyscape")
+MONITOR_ROWS = 1000
+
+
+@dataclass
+class TrainState:
+    """All that survives an update.
+
+    Attributes
+    ----------
+    params, carry : dict of arrays
+        Of the model and of the strategy.
+    epoch, step : int
+        Finished epochs and updates.
+    history : dict of lists
+        One entry per epoch and key, Python numbers.
+    n_rows : int
+        Training rows per epoch, which a resumed run must find again.
+    """
+
+    params: Params
+    carry: Params
+    epoch: int = 0
+    step: int = 0
+    history: dict[str, list[float]] = field(default_factory=dict)
+    n_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do: everything that the state does not say.
+
+    Attributes
+    ----------
+    seed : int
+    device : str
+    until : int
+        Epoch at which to stop.
+    span : int or None
+        Epochs over which the learning rate is scheduled; None keeps it constant.
+    verbose : bool
+    """
+
+    seed: int
+    device: str
+    until: int
+    span: int | None
+    verbose: bool = False
+
+
+def run(
+    model: Any, trainer: Any, state: TrainState, rows: Rows, held_out: Rows | None, plan: Plan
+) -> None:
+    """Advance ``state`` in place to epoch ``plan.until``, or until a callback stops it.
+
+    Raises
+    ------
+    DivergenceError
+        If a parameter is no longer finite; the state is put back to the last good epoch first.
+    KeyboardInterrupt
+        Likewise put back, and callbacks with an ``interrupted`` method are told.
+    """
+    monitor = Monitor(model, trainer, rows, held_out, plan)
+    per_epoch = trainer.updates_per_epoch(len(rows))
+    good = _snapshot(state)
+    bar = tqdm(
+        total=(plan.until - state.epoch) * per_epoch,
+        desc=f"{type(model).__name__}/{type(trainer).__name__}",
+        unit="batch",
+        file=sys.stderr,
+        disable=not plan.verbose,
+    )
+    with bar, np.errstate(over="ignore", invalid="ignore"):
+        try:
+            while state.epoch < plan.until:
+                started = time.perf_counter()
+                norm = _epoch(model, trainer, state, rows, plan, bar)
+                state.epoch += 1
+                if not _finite(state):
+                    raise _diverged(model, trainer, state, good, plan)
+                info = monitor(state, norm, time.perf_counter() - started)
+                for key, value in info.items():
+                    state.history.setdefault(key, []).append(value)
+                good = _snapshot(state)
+                bar.set_postfix({k: f"{info[k]:.4g}" for k in monitor.shown if k in info})
+                # A list, not a generator: every callback hears of every epoch.
+                if any([callback(model, state, info) for callback in trainer.callbacks]):
+                    break
+        except KeyboardInterrupt:
+            _restore(state, good)
+            for callback in trainer.callbacks:
+                if hasattr(callback, "interrupted"):
+                    callback.interrupted(model, state)
+            raise
+
+
+def _epoch(model: Any, trainer: Any, state: TrainState, rows: Rows, plan: Plan, bar: Any) -> Array:
+    """One pass over the rows; returns the norm of the last gradient, still on the device."""
+    per_epoch = trainer.updates_per_epoch(len(rows))
+    end = None if plan.span is None else plan.span * per_epoch
+    norm: Array = 0.0
+    order = stream(plan.seed, Purpose.ORDER, state.epoch)
+    for i, raw in enumerate(rows.batches(trainer.batch_size, order)):
+        rng = stream(plan.seed, Purpose.COLLECT, state.step, plan.device)
+        x = _prepared(trainer, raw, plan, state.step)
+        sums = trainer.collect(model, state.params, state.carry, Batch(x, len(x)), rng)
+        if i == per_epoch - 1:
+            norm = _norm(sums)
+        progress = None if end is None else min(1.0, state.step / end)
+        at = Moment(state.epoch, state.step, progress, rng)
+        trainer.apply(model, state.params, state.carry, sums, at)
+        state.step += 1
+        bar.update()
+    return norm
+
+
+def _prepared(trainer: Any, raw: Array, plan: Plan, step: int) -> Array:
+    x = to_device(raw, plan.device)
+    if trainer.batch_transform is None:
+        return x
+    return trainer.batch_transform(x, stream(plan.seed, Purpose.TRANSFORM, step, plan.device))
+
+
+def first_rows(trainer: Any, rows: Rows, n: int, plan: Plan, purpose: Purpose) -> Array:
+    """Up to ``n`` random training rows on the device, as the trainer would see them."""
+    x = to_device(rows.sample(n, stream(plan.seed, purpose)), plan.device)
+    if trainer.batch_transform is None:
+        return x
+    return trainer.batch_transform(x, stream(plan.seed, purpose, 1, plan.device))
+
+
+class Monitor:
+    """The history's scalars at the end of an epoch, on the same rows every time."""
+
+    shown = ("energy_train", "energy_gap", "reconstruction")
+
+    def __init__(
+        self, model: Any, trainer: Any, rows: Rows, held_out: Rows | None, plan: Plan
+    ) -> None:
+        self.model, self.trainer, self.plan = model, trainer, plan
+        self.train = first_rows(trainer, rows, MONITOR_ROWS, plan, Purpose.REPORT)
+        self.valid = (
+            None
+            if held_out is None
+            else first_rows(trainer, held_out, MONITOR_ROWS, plan, Purpose.SPLIT)
+        )
+
+    def __call__(self, state: TrainState, norm: Array, seconds: float) -> dict[str, float]:
+        model, plan, params = self.model, self.plan, state.params
+        progress = None if plan.span is None else min(1.0, state.epoch / plan.span)
+        last = Moment(state.epoch, state.step, progress)
+        info: dict[str, Any] = {
+            "epoch": state.epoch,
+            "seconds": seconds,
+            "learning_rate": self.trainer.resolved_optimizer().rate(last),
+            "grad_norm": norm,
+            "energy_train": model.free_energy(params, self.train).mean(),
+        }
+        if self.valid is not None:
+            info["energy_valid"] = model.free_energy(params, self.valid).mean()
+            info["energy_gap"] = info["energy_valid"] - info["energy_train"]
+        mean = model.decode(params, model.encode(params, self.train))
+        info["reconstruction"] = ((self.train - mean) ** 2).mean()
+        rng = stream(plan.seed, Purpose.REPORT, state.epoch + 2, plan.device)
+        info |= self.trainer.report(model, params, state.carry, rng)
+        return {k: v if isinstance(v, int) else float(v) for k, v in info.items()}
+
+
+def _norm(sums: Params) -> Array:
+    """Euclidean norm over all gradients, without waiting for the device."""
+    total: Array = 0.0
+    for key, g in sums.items():
+        if "/" not in key:
+            flat = g.ravel()
+            total = total + flat.dot(flat)
+    return total**0.5
+
+
+def _snapshot(state: TrainState) -> TrainState:
+    copy = {part: {k: v.copy() for k, v in getattr(state, part).items()} for part in _PARTS}
+    history = {k: list(v) for k, v in state.history.items()}
+    return TrainState(copy["params"], copy["carry"], state.epoch, state.step, history, state.n_rows)
+
+
+def _restore(state: TrainState, good: TrainState) -> None:
+    for part in _PARTS:
+        getattr(state, part).update(getattr(good, part))
+    state.epoch, state.step, state.history = good.epoch, good.step, good.history
+
+
+_PARTS = ("params", "carry")
+
+
+def _finite(state: TrainState) -> bool:
+    arrays = [v for part in _PARTS for v in getattr(state, part).values() if v.dtype.kind == "f"]
+    return all([bool(namespace(v).isfinite(v).all()) for v in arrays])
+
+
+def _diverged(
+    model: Any, trainer: Any, state: TrainState, good: TrainState, plan: Plan
+) -> DivergenceError:
+    epoch, rate = state.epoch, trainer.resolved_optimizer().learning_rate
+    largest = {k: float(abs(v).max()) for k, v in good.params.items()}
+    worst = max(largest, key=lambda k: largest[k])
+    _restore(state, good)
+    return DivergenceError(
+        f"{type(model).__name__} met numbers that are not finite in epoch {epoch} at learning rate "
+        f"{rate:g}; the model is back at epoch {good.epoch} (largest parameter then: "
+        f"|{worst}| = {largest[worst]:.3g}). The likely cause is the learning rate: try "
+        f"{rate / 10:g}, or energyscape.find_learning_rate"
+    )
+
+
+# ---------------------------------------------------------------- callbacks
+
+
+@register
+class Checkpoint(BaseEstimator):
+    """Save the model, with all that a resumed run needs, every few epochs.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Where to; ``{epoch}`` in it is replaced, otherwise each save replaces the last.
+    every : int, default 1
+        Epochs between saves. An interrupted run saves its last finished epoch too.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], every: int = 1) -> None:
+        self.path = path
+        self.every = every
+
+    def __call__(self, model: Any, state: TrainState, info: dict[str, float]) -> bool:
+        if state.epoch % self.every == 0:
+            self.interrupted(model, state)
+        return False
+
+    def interrupted(self, model: Any, state: TrainState) -> None:
+        """Save now; nothing is saved before the first epoch is done."""
+        if state.epoch:
+            io.save(model, os.fspath(self.path).replace("{epoch}", str(state.epoch)))
+
+
+@register
+class EarlyStopping(BaseEstimator):
+    """Stop when a value of the history has not fallen for some epochs.
+
+    Parameters
+    ----------
+    monitor : str, default "reconstruction"
+        A key of the history, e.g. ``"energy_gap"`` (needs ``validation_fraction``).
+    patience : int, default 5
+        Epochs to wait for a new minimum.
+    min_delta : float, default 0
+        By how much a minimum must undercut the last one to count.
+    """
+
+    def __init__(
+        self, monitor: str = "reconstruction", patience: int = 5, min_delta: float = 0.0
+    ) -> None:
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = min_delta
+
+    def __call__(self, model: Any, state: TrainState, info: dict[str, float]) -> bool:
+        if self.monitor not in info:
+            raise ValueError(
+                f"EarlyStopping.monitor={self.monitor!r} is not in the history; there are "
+                f"{', '.join(info)}"
+            )
+        best, since = np.inf, 0
+        for value in state.history[self.monitor]:
+            best, since = (value, 0) if value < best - self.min_delta else (best, since + 1)
+        return since >= self.patience
+
+
+@register
+class JsonLines(BaseEstimator):
+    """Append each epoch's metrics to a file, one JSON object a line.
+
+    Parameters
+    ----------
+    path : str or path-like
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+
+    def __call__(self, model: Any, state: TrainState, info: dict[str, float]) -> bool:
+        with Path(self.path).open("a") as file:
+            file.write(json.dumps(info) + "\n")
+        return False
+
+
+def epochs_of(history: dict[str, list[float]]) -> Iterator[dict[str, float]]:
+    """The history as one dict per epoch."""
+    keys = list(history)
+    for values in zip(*history.values(), strict=True):
+        yield dict(zip(keys, values, strict=True))
