@@ -1,0 +1,455 @@
+"""The scikit-learn face that every model wears over its verbs.
+
+A method whose first argument is ``params`` is a verb: it reads hyper-parameters only, never an
+attribute that ends in ``_``. Everything else here is the face: it checks, moves arrays to the
+device of the fit, runs the loop, and hands results back in the container that came in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
+from sklearn.utils.validation import check_array, check_is_fitted
+
+from energyscape import io, training
+from energyscape.backend import (
+    Array,
+    Purpose,
+    device_of,
+    is_gpu_array,
+    namespace,
+    on_device,
+    resolve_device,
+    stream,
+    to_device,
+    to_host,
+)
+from energyscape.models.inputs import as_rows, draw_seed, warn_range
+from energyscape.models.likelihood import LikelihoodMixin
+from energyscape.models.persistence import PersistenceMixin
+from energyscape.samplers import Clamped, Target
+from energyscape.sources import Rows, rows_per_block
+from energyscape.training import Plan, TrainState
+from energyscape.verbs import Params, Pass, require
+
+_log = logging.getLogger("energyscape")
+START_ROWS = 10_000
+
+
+class EnergyModel(
+    LikelihoodMixin,
+    PersistenceMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
+    """Base of all models: subclasses write verbs, ``default_trainer`` and ``default_sampler``.
+
+    Parameters every model has: ``n_components``, ``trainer`` (None: ``default_trainer()``),
+    ``random_state``, ``device`` ("auto" follows the data, "cpu", "cuda", "cuda:1") and
+    ``verbose`` (progress on stderr).
+    """
+
+    domain: ClassVar[str]
+
+    n_components: int
+    trainer: Any
+    random_state: Any
+    device: str
+    verbose: int
+
+    # ------------------------------------------------------------ verbs with a default
+
+    def forward(self, params: Params, x: Array, beta: Any = 1.0, base: Any = None) -> Pass:
+        """What one evaluation at ``x`` gives; models that can share a product override this."""
+        if base is not None or np.ndim(beta) or beta != 1.0:
+            raise TypeError(f"{type(self).__name__} has no tempered pass")
+        return Pass(self, params, x)
+
+    def precondition(self, params: Params, grads: Params) -> None:
+        """Turn gradients into the model's step direction, in place; plain gradients by default."""
+
+    def project(self, params: Params, sums: Params, rng: Any) -> None:
+        """Constraints and buffers after an update, in place; none by default."""
+
+    def feasible(self, params: Params) -> Params:
+        """``params`` within the constraints; as they are by default."""
+        return params
+
+    def target(self, params: Params, base: Params | None = None, beta: Any = 1.0) -> Target:
+        """What a sampler sees of this model at ``params``."""
+        return Target(self, params, base, beta)
+
+    # ------------------------------------------------------------ fitting
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        """Train from scratch.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_features)
+            NumPy or CuPy array, data frame, CSR matrix, memory map or open HDF5 dataset.
+            float32 and float64 are kept; bool, 8-bit integers and float16 are computed in
+            float32, other integers in float64, cast batch by batch. Never copied as a whole.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For bad data or settings.
+        CapabilityError
+            If the trainer cannot train this model.
+        DivergenceError
+            If numbers stop being finite; the model then holds its last good epoch.
+
+        Warns
+        -----
+        DataRangeWarning
+            If values lie outside what the visible units can take.
+        """
+        trainer, rows = self._prepare(X, reset=True)
+        warn_range(self, rows.X)
+        self.seed_ = draw_seed(self.random_state)
+        self._device = resolve_device(self.device, rows.X)
+        rows, held_out = self._split(trainer, rows)
+        self._begin(trainer, rows)
+        self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> Any:
+        """One more epoch over ``X`` in batches, at a constant learning rate.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_features)
+        y : ignored
+
+        Returns
+        -------
+        self
+        """
+        first = not self.__sklearn_is_fitted__()
+        trainer, rows = self._prepare(X, reset=first)
+        if first:
+            warn_range(self, rows.X)
+            self.seed_ = draw_seed(self.random_state)
+            self._device = resolve_device(self.device, rows.X)
+            self._begin(trainer, rows)
+        else:
+            self._continue(trainer, rows)
+        self._run(trainer, rows, None, self._state.epoch + 1, None)
+        return self
+
+    def resume(self, X: Any, y: Any = None) -> Any:
+        """Finish an interrupted ``fit`` on the same ``X``, from the last finished epoch.
+
+        On the same device type, thread count and library versions the result equals that of the
+        uninterrupted run bit for bit; differences are logged.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_features)
+            The data that the run began with.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If the number of rows, or what the trainer keeps, is not that of the interrupted run.
+        """
+        check_is_fitted(self)
+        trainer, rows = self._prepare(X, reset=False)
+        rows, held_out = self._split(trainer, rows)
+        if len(rows) != self._state.n_rows:
+            raise ValueError(
+                f"the interrupted run had {self._state.n_rows} training rows, X gives {len(rows)}; "
+                "resume needs the same X (partial_fit takes any)"
+            )
+        for key, now in io.environment(self._device).items():
+            if self._environment.get(key) != now:
+                _log.warning("resume: %s was %s, is %s", key, self._environment.get(key), now)
+        self._continue(trainer, rows)
+        self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs)
+        return self
+
+    def _prepare(self, X: Any, reset: bool) -> tuple[Any, Rows]:
+        self.check_settings()
+        trainer = self.default_trainer() if self.trainer is None else clone(self.trainer)
+        require(self, trainer)
+        trainer.validate(self)
+        return trainer, as_rows(self, X, reset)
+
+    def check_settings(self) -> None:
+        """Raise ValueError for constructor arguments that cannot be."""
+        n = self.n_components
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise ValueError(f"n_components must be an integer >= 1, got {n!r}")
+
+    def _split(self, trainer: Any, rows: Rows) -> tuple[Rows, Rows | None]:
+        held_out = None
+        if trainer.validation_fraction:
+            order = stream(self.seed_, Purpose.SPLIT, 2)
+            rows, held_out = rows.split(trainer.validation_fraction, order)
+        trainer.settle(len(rows))
+        return rows, held_out
+
+    def _begin(self, trainer: Any, rows: Rows) -> None:
+        plan = Plan(self.seed_, self._device, 0, None)
+        with on_device(self._device):
+            x = training.first_rows(trainer, rows, START_ROWS, plan, Purpose.INIT)
+            params = self.init_params(x, stream(self.seed_, Purpose.INIT, 2, self._device))
+            rng = stream(self.seed_, Purpose.START, 0, self._device)
+            carry = trainer.start(self, params, x, rng)
+        self._container = "cupy" if is_gpu_array(rows.X) else "numpy"
+        self._environment = io.environment(self._device)
+        self._state = TrainState(params, carry, n_rows=len(rows))
+
+    def _continue(self, trainer: Any, rows: Rows) -> None:
+        """Check that the carried state is what ``trainer`` keeps."""
+        self._settle(rows.X)
+        plan = Plan(self.seed_, self._device, 0, None)
+        with on_device(self._device):
+            x = training.first_rows(trainer, rows, 1, plan, Purpose.INIT)
+            rng = stream(self.seed_, Purpose.START, 0, self._device)
+            wanted = trainer.start(self, self._state.params, x, rng)
+        shapes = {k: v.shape for k, v in self._state.carry.items()}
+        if shapes != {k: v.shape for k, v in wanted.items()}:
+            raise ValueError(
+                f"{type(trainer).__name__} keeps {sorted(wanted)} between updates, but the fitted "
+                f"state holds {sorted(shapes)} (or other shapes): the trainer was changed since; "
+                "fit anew, or restore its settings"
+            )
+
+    def _run(
+        self, trainer: Any, rows: Rows, held_out: Rows | None, until: int, span: int | None
+    ) -> None:
+        self.trainer_ = trainer
+        self._forget()
+        plan = Plan(self.seed_, self._device, until, span, bool(self.verbose))
+        try:
+            with on_device(self._device):
+                training.run(self, trainer, self._state, rows, held_out, plan)
+        finally:
+            self._forget()
+
+    def _settle(self, X: Any = None) -> None:
+        """Move a model that was loaded (onto the CPU) to the device that it is used on."""
+        like = X if is_gpu_array(X) and self._device == "cpu" else next(iter(self._params.values()))
+        device = resolve_device(self.device, like)
+        if device != self._device:
+            self._device, state = device, self._state
+            state.params = {k: to_device(v, device) for k, v in state.params.items()}
+            state.carry = {k: to_device(v, device) for k, v in state.carry.items()}
+
+    def _forget(self) -> None:
+        """Drop what was derived from parameters that are about to change."""
+        self._partition = None
+
+    # ------------------------------------------------------------ using the model
+
+    def transform(self, X: Any) -> Any:
+        """Features of each row.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_features)
+
+        Returns
+        -------
+        array, shape (n, n_components), container of X, dtype of the fit
+        """
+        return self._map(X, self.encode)
+
+    def energy(self, X: Any) -> Any:
+        """F(x) of each row at the fitted parameters, in nats, shape (n,), float64."""
+        return self._map(X, self.free_energy)
+
+    def reconstruct(self, X: Any) -> Any:
+        """Mean of x given the code of each row, shape (n, n_features)."""
+        return self._map(X, lambda params, x: self.decode(params, self.encode(params, x)))
+
+    def inverse_transform(self, H: Any) -> Any:
+        """Mean of x given codes ``H`` of shape (n, n_components); shape (n, n_features)."""
+        check_is_fitted(self)
+        if not is_gpu_array(H):
+            H = check_array(H, dtype=[np.float64, np.float32])
+        if len(H.shape) != 2 or H.shape[1] != self._n_features_out:
+            raise ValueError(
+                f"H has shape {H.shape}; {type(self).__name__} decodes codes of shape "
+                f"(n, {self._n_features_out})"
+            )
+        return self._in_blocks(Rows(H), self.decode)
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        sampler: Any = None,
+        n_steps: int = 1000,
+        start: Any = None,
+        clamp: tuple[Any, Any] | None = None,
+        beta: float = 1.0,
+        random_state: Any = None,
+    ) -> Any:
+        """Draw points of low energy.
+
+        Parameters
+        ----------
+        n_samples : int, default 1
+        sampler : sampler, optional
+            Default: ``default_sampler()``.
+        n_steps : int, default 1000
+            Steps of every chain.
+        start : array, shape (n_samples, n_features), optional
+            Where chains begin. Default: the persistent chains of the training, in turn, or draws
+            of the base measure where there are none.
+        clamp : (mask, values), optional
+            In-painting: coordinates where ``mask`` is True are held at ``values``; both of shape
+            (n_features,) or (n_samples, n_features).
+        beta : float, default 1
+            Inverse temperature of the joint energy.
+        random_state : int, RandomState, Generator or None
+            None uses the model's own: the same call gives the same samples.
+
+        Returns
+        -------
+        array, shape (n_samples, n_features), dtype of the fit, container of ``fit``'s X
+        """
+        check_is_fitted(self)
+        if n_samples < 1 or n_steps < 0:
+            raise ValueError(
+                f"n_samples must be >= 1 and n_steps >= 0, got {n_samples} and {n_steps}"
+            )
+        if not beta > 0:
+            raise ValueError(f"beta must be > 0, got {beta}")
+        self._settle()
+        seed = self.seed_ if random_state is None else draw_seed(random_state)
+        sampler = self.default_sampler() if sampler is None else sampler
+        with on_device(self._device):
+            rng = stream(seed, Purpose.SAMPLE, 0, self._device)
+            target: Any = self.target(self._params, beta=beta)
+            x = self._start(n_samples, start, rng)
+            if clamp is not None:
+                target = Clamped(target, *self._clamp(clamp, n_samples))
+                x = target.hold(x)
+            x = sampler.run(target, x, n_steps, rng, bool(self.verbose))
+        return x if self._container == "cupy" else to_host(x)
+
+    def _start(self, n: int, start: Any, rng: Any) -> Array:
+        if start is not None:
+            return self._points(start, "start", ((n, self.n_features_in_),))
+        h = self._state.carry.get("chain/h")
+        if h is None:
+            base = self.base_measure(self._params)
+            return self.target(self._params, base=base).sample_base(n, rng)
+        h = h[namespace(h).arange(n) % len(h)]
+        return self.sample_visible(self._params, h, rng)
+
+    def _clamp(self, clamp: tuple[Any, Any], n: int) -> tuple[Array, Array]:
+        mask, values = clamp
+        shapes = ((self.n_features_in_,), (n, self.n_features_in_))
+        if np.dtype(getattr(mask, "dtype", None) or np.asarray(mask).dtype) != bool:
+            raise ValueError("the mask of clamp must be boolean, True where values are held")
+        return self._points(mask, "mask", shapes, bool), self._points(values, "values", shapes)
+
+    def _points(self, x: Any, name: str, shapes: tuple[Any, ...], dtype: Any = None) -> Array:
+        x = x if is_gpu_array(x) else np.asarray(x)
+        if tuple(x.shape) not in shapes:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}, wanted {' or '.join(map(str, shapes))}"
+            )
+        x = to_device(x, self._device).astype(dtype or self._dtype, copy=False)
+        if dtype is None and not bool(namespace(x).isfinite(x).all()):
+            raise ValueError(f"{name} contains NaN or infinity")
+        return x
+
+    def _map(self, X: Any, function: Callable[[Params, Array], Array]) -> Any:
+        check_is_fitted(self)
+        return self._in_blocks(as_rows(self, X, reset=False), function)
+
+    def _in_blocks(self, rows: Rows, function: Callable[[Params, Array], Array]) -> Any:
+        """``function`` over blocks of rows that fit scikit-learn's ``working_memory``."""
+        self._settle(rows.X)
+        home = device_of(rows.X)
+        width = self.n_features_in_ + 3 * self._n_features_out
+        size = rows_per_block(width * self._dtype.itemsize)
+        parts = []
+        with on_device(self._device):
+            for block in rows.blocks(size):
+                x = to_device(block, self._device).astype(self._dtype, copy=False)
+                parts.append(to_device(function(self._params, x), home))
+        return parts[0] if len(parts) == 1 else namespace(parts[0]).concatenate(parts)
+
+    # ------------------------------------------------------------ fitted attributes
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_state")
+
+    @property
+    def _params(self) -> Params:
+        """The fitted parameters on the device that computes."""
+        return self.trainer_.final(self._state.params, self._state.carry)
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return np.dtype(next(iter(self._state.params.values())).dtype)
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.n_components)
+
+    def _fitted(self, array: Array) -> Any:
+        return array if self._container == "cupy" else to_host(array)
+
+    @property
+    def params_(self) -> dict[str, Any]:
+        """Parameters and buffers by their letters in the papers; container of ``fit``'s X."""
+        self._need_fit("params_")
+        return {k: self._fitted(v) for k, v in self._params.items()}
+
+    @property
+    def history_(self) -> dict[str, list[float]]:
+        """What was recorded after each epoch, by name (see the trainers' documentation)."""
+        self._need_fit("history_")
+        return self._state.history
+
+    @property
+    def n_iter_(self) -> int:
+        """Finished epochs."""
+        self._need_fit("n_iter_")
+        return self._state.epoch
+
+    def _need_fit(self, name: str) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise AttributeError(f"{type(self).__name__} has no {name} before fit")
+
+    # ------------------------------------------------------------ scikit-learn
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters by name, nested ones as ``trainer__learning_rate``."""
+        nested = [key for key in params if key.startswith("trainer__")]
+        if nested and self.trainer is None and params.get("trainer") is None:
+            default = type(self.default_trainer()).__name__
+            raise ValueError(
+                f"{nested[0]} has nothing to set: {type(self).__name__}.trainer is None. Pass a "
+                f"trainer first, e.g. {type(self).__name__}(trainer={default}())"
+            )
+        return super().set_params(**params)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

@@ -1,0 +1,273 @@
+"""What machines with binary hidden units over independent visible ones share.
+
+With the joint energy E(x, h) = A(x) - c'h - s(x)'Wh the hidden units are independent given x, and
+F(x) = A(x) - Σ_j softplus(c_j + (s(x)'W)_j): one product s(x)'W gives the energy, the gradient and
+the draw of h at every inverse temperature. At β it is the joint energy that is multiplied; with a
+base measure (a factorial one near the data) E_β = (1 - β) E_base + β E.
+
+Training is *centred* (Melchior, Fischer, Wiskott, 2016): the step is what gradient descent would
+do on the weights between x - μ and h - λ, where μ and λ are moving means of the data, written back
+into the plain parameters. With P the Jacobian of that change of variables the direction is PP'∇.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from energyscape.backend import Array, namespace
+from energyscape.errors import CapabilityError
+from energyscape.kernels import sigmoid, softplus_sum
+from energyscape.models.base import EnergyModel
+from energyscape.models.likelihood import ENUMERABLE_UNITS
+from energyscape.samplers import Gibbs
+from energyscape.trainers import PCD
+from energyscape.verbs import Params, Pass, as_column
+
+_OFFSET_RATE = 0.01  # of the moving means, per update (Melchior et al., 2016)
+_STATE_BLOCK = 1 << 14
+
+
+class BipartitePass(Pass):
+    """Everything that one product x'W gives, at any inverse temperature."""
+
+    def __init__(
+        self,
+        model: BipartiteModel,
+        params: Params,
+        x: Array,
+        beta: Any = 1.0,
+        base: Params | None = None,
+        field: Array = None,
+    ) -> None:
+        super().__init__(model, params, x)
+        self.beta, self.base = beta, base
+        if field is None:
+            field = model.scaled(params, x) @ params["W"]
+            field += params["c"]
+        self.field = field
+        self._hidden: Array = None
+        self._visible: Array = None
+
+    def __getitem__(self, rows: slice) -> BipartitePass:
+        part = BipartitePass(
+            self.model, self.params, self.x[rows], self.beta, self.base, self.field[rows]
+        )
+        part._hidden = None if self._hidden is None else self._hidden[rows]
+        return part
+
+    def join(self, other: Pass) -> BipartitePass:
+        xp = namespace(self.x)
+        x = xp.concatenate([self.x, other.x])
+        field = xp.concatenate([self.field, other.field])  # type: ignore[attr-defined]
+        return BipartitePass(self.model, self.params, x, self.beta, self.base, field)
+
+    def at(self, beta: Any) -> BipartitePass:
+        """The same points at another inverse temperature, without another product."""
+        other = BipartitePass(self.model, self.params, self.x, beta, self.base, self.field)
+        other._visible = self._visible_energies()
+        return other
+
+    def _visible_energies(self) -> Array:
+        if self._visible is None:
+            self._visible = self.model.visible_energies(self.params, self.x, self.base)
+        return self._visible
+
+    def _tempered(self) -> Array:
+        return self.field if _is_one(self.beta) else self.field * as_column(self.beta, self.field)
+
+    def energy(self) -> Array:
+        own, at_base = self._visible_energies()
+        beta = self.beta
+        energy = own if _is_one(beta) else beta * own
+        if at_base is not None:
+            energy = energy + (1.0 - beta) * at_base
+        return energy - softplus_sum(self._tempered())
+
+    def hidden(self) -> Array:
+        """p(h = 1 | x), shape (n, n_components)."""
+        if self._hidden is None:
+            self._hidden = sigmoid(self._tempered())
+        return self._hidden
+
+    def sample_hidden(self, rng: Any) -> Array:
+        return rng.bernoulli_logit(self._tempered())
+
+    def grad(self, weights: Array) -> Params:
+        return self.model.grad_from(self.params, self.x, self.hidden(), weights)
+
+    def input_grad(self) -> Array:
+        return self.model.input_grad_from(self.params, self.x, self.hidden())
+
+    def stats(self) -> Params:
+        if not self.model.centered:
+            return {}
+        return {"mean/v": self.x.sum(axis=0), "mean/h": self.hidden().sum(axis=0)}
+
+
+class BipartiteModel(EnergyModel):
+    """What both machines share: everything about the hidden side, and the centred step."""
+
+    centered: bool
+
+    def default_trainer(self) -> Any:
+        """PCD with its defaults."""
+        return PCD()
+
+    def default_sampler(self) -> Any:
+        """Block Gibbs."""
+        return Gibbs()
+
+    # ------------------------------------------------------------ what each machine says itself
+
+    def scaled(self, params: Params, x: Array) -> Array:
+        """What multiplies W: x, or x/σ²."""
+        raise NotImplementedError
+
+    def visible_energies(
+        self, params: Params, x: Array, base: Params | None
+    ) -> tuple[Array, Array | None]:
+        """The part of E that sees x alone, of the model and of the base; (n,) float64 each."""
+        raise NotImplementedError
+
+    def visible_log_partition(self, params: Params, h: Array) -> Array:
+        """log Σ_x or ∫dx of exp(-E(x, h)) without c'h, for states h in float64; shape (n,)."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ verbs
+
+    def event_shape(self, params: Params) -> tuple[int, ...]:
+        """Shape of one row."""
+        return (params["W"].shape[0],)
+
+    def forward(
+        self, params: Params, x: Array, beta: Any = 1.0, base: Params | None = None
+    ) -> BipartitePass:
+        """One product x'W, and all that follows from it."""
+        return BipartitePass(self, params, x, beta, base)
+
+    def free_energy(self, params: Params, x: Array) -> Array:
+        """F(x), shape (n,), float64."""
+        return self.forward(params, x).energy()
+
+    def free_energy_grad(self, params: Params, x: Array, weights: Array) -> Params:
+        """Σ_i w_i ∂F(x_i)/∂θ by name."""
+        return self.forward(params, x).grad(weights)
+
+    def sample_hidden(self, params: Params, x: Array, rng: Any, beta: Any = 1.0) -> Array:
+        """h ~ p(h|x), shape (n, n_components)."""
+        return self.forward(params, x, beta).sample_hidden(rng)
+
+    def encode(self, params: Params, x: Array) -> Array:
+        """p(h = 1|x), shape (n, n_components)."""
+        return self.forward(params, x).hidden()
+
+    def joint_energy(self, params: Params, x: Array, h: Array) -> Array:
+        """E(x, h) row by row, shape (n,), float64: what the tests sum over h."""
+        own, _ = self.visible_energies(params, x, None)
+        field = self.scaled(params, x) @ params["W"] + params["c"]
+        return own - (field * h).sum(axis=1, dtype=np.float64)
+
+    # ------------------------------------------------------------ the centred step
+
+    def precondition(self, params: Params, grads: Params) -> None:
+        """∇ → PP'∇ for the centred parametrisation, in place; nothing if ``centered`` is off."""
+        if not self.centered:
+            self.rescale(params, grads, None)
+            return
+        xp = namespace(grads["W"])
+        g_w, g_b, g_c = grads["W"], grads["b"], grads["c"]
+        offset, mean_h = self.scaled(params, params["mean_v"]), params["mean_h"]
+        g_w -= xp.stack([offset, g_b], axis=1) @ xp.stack([g_c, mean_h])
+        self.rescale(params, grads, offset)
+        g_b -= g_w @ mean_h
+        g_c -= offset @ g_w
+
+    def rescale(self, params: Params, grads: Params, offset: Array | None) -> None:
+        """Between P' and P: what a machine's own units add to the metric; nothing by default."""
+
+    def project(self, params: Params, sums: Params, rng: Any) -> None:
+        """Let the offsets follow the means of the data."""
+        for name in ("v", "h"):
+            if f"mean/{name}" in sums:
+                mean = params[f"mean_{name}"]
+                mean += mean.dtype.type(_OFFSET_RATE) * (sums[f"mean/{name}"] - mean)
+
+    # ------------------------------------------------------------ exact sums over states
+
+    def enumerable_units(self, params: Params) -> int:
+        """Units on the side that `log_partition` enumerates."""
+        return params["W"].shape[1]
+
+    def log_partition(self, params: Params) -> float:
+        """Exact log Z by summing over the states of up to 25 units, in blocks.
+
+        Raises
+        ------
+        CapabilityError
+            If there are more units than that on the smaller side.
+        """
+        log_w = self._state_log_weights(params)
+        top = log_w.max()
+        return float(top + namespace(log_w).log(namespace(log_w).exp(log_w - top).sum()))
+
+    def sample_exact(self, params: Params, n: int, rng: Any) -> Array:
+        """``n`` exact, independent draws of x, from the enumerated states of the hidden units."""
+        states = self._draw_states(self._state_log_weights(params), n, rng)
+        h = binary_states(states, self.enumerable_units(params), params["W"])
+        return self.sample_visible(params, h, rng)
+
+    def _state_log_weights(self, params: Params) -> Array:
+        """log of the unnormalised probability of every state, shape (2^units,), float64."""
+        units = self.enumerable_units(params)
+        if units > ENUMERABLE_UNITS:
+            raise CapabilityError(
+                f"exact log Z sums over 2^{units} states; that is done up to "
+                f"2^{ENUMERABLE_UNITS}. Use log_likelihood_bounds, or AIS"
+            )
+        wide = {k: v.astype(np.float64) for k, v in params.items()}
+        xp = namespace(params["W"])
+        log_w = xp.empty(1 << units, np.float64)
+        for lo in range(0, 1 << units, _STATE_BLOCK):
+            index = xp.arange(lo, min(lo + _STATE_BLOCK, 1 << units))
+            states = binary_states(index, units, wide["W"])
+            log_w[lo : lo + len(index)] = self._log_weight(wide, states)
+        return log_w
+
+    def _log_weight(self, params: Params, states: Array) -> Array:
+        return states @ params["c"] + self.visible_log_partition(params, states)
+
+    def _draw_states(self, log_w: Array, n: int, rng: Any) -> Array:
+        xp = namespace(log_w)
+        cumulative = xp.cumsum(xp.exp(log_w - log_w.max()))
+        cumulative /= cumulative[-1]
+        index = xp.searchsorted(cumulative, rng.uniform(n, np.float64), side="right")
+        return xp.minimum(index, len(log_w) - 1)
+
+    # ------------------------------------------------------------ fitted attributes
+
+    @property
+    def components_(self) -> Any:
+        self._need_fit("components_")
+        return self._fitted(self._params["W"].T)
+
+    @property
+    def intercept_hidden_(self) -> Any:
+        self._need_fit("intercept_hidden_")
+        return self._fitted(self._params["c"])
+
+    @property
+    def intercept_visible_(self) -> Any:
+        self._need_fit("intercept_visible_")
+        return self._fitted(self._params["b"])
+
+
+def binary_states(index: Array, units: int, like: Array) -> Array:
+    """Binary states by number, shape (len(index), units): bit j of the number is unit j."""
+    bits = namespace(like).arange(units)
+    return ((index[:, None] >> bits) & 1).astype(like.dtype)
+
+
+def _is_one(beta: Any) -> bool:
+    return np.ndim(beta) == 0 and beta == 1.0

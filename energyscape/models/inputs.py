@@ -1,0 +1,112 @@
+"""The door: users' data become `Rows`, with scikit-learn's checks and messages.
+
+Arrays, data frames and sparse matrices in memory go through scikit-learn's own validation (without
+a copy); CuPy arrays, memory maps and HDF5 datasets, which it cannot take, get the same checks here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from sklearn.utils.validation import validate_data
+
+from energyscape.backend import is_gpu_array, to_host
+from energyscape.errors import DataRangeWarning
+from energyscape.sources import Rows, is_stored, open_rows
+
+# Kept as they are, and cast batch by batch; any other dtype is converted to float64 at once.
+_DTYPES = [np.float64, np.float32, np.float16, np.bool_, *(np.dtype(c) for c in "bBhHiIlLqQ")]
+
+
+def as_rows(estimator: Any, X: Any, reset: bool) -> Rows:
+    """Checked rows of ``X``; sets ``n_features_in_`` when ``reset``, compares with it otherwise.
+
+    Raises
+    ------
+    ValueError, TypeError
+        In scikit-learn's words: wrong number of features, NaN or infinity, empty, not 2-D.
+    """
+    if is_gpu_array(X) or is_stored(X):
+        _check_foreign(estimator, X, reset)
+    else:
+        X = validate_data(
+            estimator, X, reset=reset, dtype=_DTYPES, accept_sparse="csr", order=None, copy=False
+        )
+    return open_rows(X)
+
+
+def _check_foreign(estimator: Any, X: Any, reset: bool) -> None:
+    if len(X.shape) != 2:
+        raise ValueError(f"Expected 2D array, got {len(X.shape)}D array instead")
+    if X.dtype.kind not in "fiub":
+        raise ValueError(f"dtype {X.dtype} is not numeric")
+    n, d = X.shape
+    if n < 1 or d < 1:
+        name = "sample" if n < 1 else "feature"
+        raise ValueError(f"Found array with 0 {name}(s) (shape=({n}, {d})) while 1 is required.")
+    if reset:
+        estimator.n_features_in_ = d
+    elif d != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {d} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.n_features_in_} features as input."
+        )
+    if is_gpu_array(X) and X.dtype.kind == "f" and not bool((X - X == 0).all()):
+        raise ValueError("Input X contains NaN or infinity.")
+
+
+def value_range(X: Any) -> tuple[float, float]:
+    """Smallest and largest value of an array, CSR matrix, or (first rows of) data on disk."""
+    if scipy.sparse.issparse(X):
+        return float(min(X.min(), 0)), float(X.max())
+    if is_stored(X):
+        X = np.asarray(X[: max(1, (8 << 20) // max(1, X.shape[1] * X.dtype.itemsize))])
+    return float(to_host(X.min())), float(to_host(X.max()))
+
+
+def range_complaint(model: Any, X: Any) -> str | None:
+    """What is wrong with the scale of ``X`` for the model's units, with the remedy; or None."""
+    if model.domain not in ("binary", "unit"):
+        return None
+    lo, hi = value_range(X)
+    if lo >= 0.0 and hi <= 1.0:
+        return None
+    remedy = "X / 255" if lo >= 0 and 1 < hi <= 255 else "sklearn.preprocessing.MinMaxScaler"
+    return (
+        f"{type(model).__name__} has {model.domain} units and expects values in [0, 1]; X has "
+        f"values in [{lo:.6g}, {hi:.6g}]. Scale it first ({remedy}), or use a model of real values"
+    )
+
+
+def warn_range(model: Any, X: Any) -> None:
+    """Warn where `range_complaint` has something to say."""
+    complaint = range_complaint(model, X)
+    if complaint is not None:
+        warnings.warn(complaint, DataRangeWarning, stacklevel=4)
+
+
+def draw_seed(random_state: Any) -> int:
+    """One integer for a fit: the int itself, or a draw from whatever generator is given.
+
+    Parameters
+    ----------
+    random_state : int, None, numpy.random.RandomState or numpy.random.Generator
+        None draws from NumPy's global state, as scikit-learn does.
+    """
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if random_state is None:
+        return int(np.random.mtrand._rand.randint(2**31 - 1))
+    if isinstance(random_state, int | np.integer) and not isinstance(random_state, bool):
+        if random_state < 0:
+            raise ValueError(f"random_state must be >= 0, got {random_state}")
+        return int(random_state)
+    raise ValueError(
+        "random_state must be an int, None, a numpy.random.RandomState or Generator; got "
+        f"{random_state!r}"
+    )

@@ -1,0 +1,156 @@
+"""Scores that compare between models: log-likelihood with exact or estimated log Z.
+
+Neither -F nor a pseudo-likelihood will do as a score: both make a grid search pick the worst
+learning rate, because they do not see what Z does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.utils.validation import check_is_fitted
+
+from energyscape.backend import Array, Purpose, on_device, stream, to_device, to_host
+from energyscape.models.inputs import as_rows, draw_seed
+from energyscape.samplers import AIS, PartitionEstimate
+from energyscape.samplers.ais import exact_partition
+from energyscape.verbs import Params
+
+# Enumerated without being asked up to 2^20 states (seconds), on request up to 2^25 (minutes).
+EXACT_UNITS = 20
+ENUMERABLE_UNITS = 25
+
+
+@dataclass(frozen=True)
+class LikelihoodBounds:
+    """Mean log-likelihood per row from both sides; unpacks as ``low, high``.
+
+    Attributes
+    ----------
+    low, high : float
+        In nats. Stochastic bounds: they hold in expectation over the chains.
+    low_holds_for : {"model", "annealed model"}
+        What ``low`` bounds: the model, where chains could start from exact draws of it, else (by
+        RAISE) the density of the annealing path's last state, which tends to the model's as
+        temperatures grow in number.
+    partition : PartitionEstimate
+        The forward estimate behind ``high``, with its effective sample size and interval.
+    """
+
+    low: float
+    high: float
+    low_holds_for: str
+    partition: PartitionEstimate
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.low, self.high))
+
+
+class LikelihoodMixin:
+    """``score_samples`` and its kin, for models that offer a base measure and enumeration."""
+
+    def score_samples(self: Any, X: Any) -> Any:
+        """Log-likelihood of each row, -F(x) - log Z.
+
+        log Z is exact up to 20 units on the smaller side (2^20 states), else estimated once after
+        a fit by a short AIS whose seed is the model's: see ``log_partition_``,
+        ``log_partition_interval_`` and ``log_partition_ess_`` for how far to trust it, and
+        `log_likelihood_bounds` for both sides.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_features)
+
+        Returns
+        -------
+        array, shape (n,), float64, in nats
+        """
+        energy = self.energy(X)
+        return -energy - self.log_partition_
+
+    def score(self: Any, X: Any, y: Any = None) -> float:
+        """Mean of `score_samples` over the rows, in nats."""
+        return float(self.score_samples(X).mean())
+
+    @property
+    def log_partition_(self: Any) -> float:
+        """log Z: exact, or the kept estimate."""
+        return self._partition_estimate().log_partition
+
+    @property
+    def log_partition_interval_(self: Any) -> tuple[float, float]:
+        """95 % interval of ``log_partition_``; of no width where it is exact."""
+        return self._partition_estimate().interval
+
+    @property
+    def log_partition_ess_(self: Any) -> float:
+        """Effective sample size behind ``log_partition_``; infinite where it is exact."""
+        return self._partition_estimate().ess
+
+    def _partition_estimate(self: Any) -> PartitionEstimate:
+        check_is_fitted(self)
+        if self._partition is None:
+            self._settle()
+            with on_device(self._device):
+                self._partition = self._estimate_partition()
+        return self._partition
+
+    def _estimate_partition(self: Any) -> PartitionEstimate:
+        params = self._params
+        if self.enumerable_units(params) <= EXACT_UNITS:
+            return exact_partition(self.log_partition(params))
+        rng = stream(self.seed_, Purpose.PARTITION, 0, self._device)
+        return AIS().run(self._path(params), rng)
+
+    def _path(self: Any, params: Params) -> Any:
+        base = self.base_measure(params)
+        return self.target(params, base=base)
+
+    def log_likelihood_bounds(
+        self: Any, X: Any, ais: AIS | None = None, random_state: Any = None
+    ) -> LikelihoodBounds:
+        """Mean log-likelihood of ``X`` from both sides; changes nothing in the model.
+
+        ``high`` is -F - log Ẑ with log Ẑ by forward AIS. ``low`` starts at the other end of the
+        path: from exact draws where 2^20 states can be enumerated, else from rows of ``X`` (RAISE),
+        at most ``ais.n_chains`` of them with the free energy as control variate. Chains never
+        start from draws that are only nearly right.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_features)
+        ais : AIS, optional
+            Chains and temperatures; default ``AIS()``.
+        random_state : int, RandomState, Generator or None
+            None uses the model's own.
+
+        Returns
+        -------
+        LikelihoodBounds
+            Unpacks as ``low, high``, in nats per row.
+        """
+        check_is_fitted(self)
+        ais = AIS() if ais is None else ais
+        seed = self.seed_ if random_state is None else draw_seed(random_state)
+        energy = self.energy(X)
+        mean = float(energy.mean())
+        with on_device(self._device):
+            params = self._params
+            path, verbose = self._path(params), bool(self.verbose)
+            up = ais.run(path, stream(seed, Purpose.PARTITION, 1, self._device), verbose)
+            rng = stream(seed, Purpose.PARTITION, 2, self._device)
+            if self.enumerable_units(params) <= EXACT_UNITS:
+                draws = self.sample_exact(params, ais.n_chains, rng)
+                log_z = ais.reverse(path, draws, rng, True, verbose).log_partition
+                return LikelihoodBounds(-mean - log_z, -mean - up.log_partition, "model", up)
+            x = self._some_rows(X, ais.n_chains, seed)
+            log_p = ais.annealed_log_likelihood(path, x, rng, 1, verbose)
+            control = float((log_p + to_host(path.energy(x))).mean())
+        return LikelihoodBounds(control - mean, -mean - up.log_partition, "annealed model", up)
+
+    def _some_rows(self: Any, X: Any, n: int, seed: int) -> Array:
+        rows = as_rows(self, X, reset=False)
+        x = rows.sample(n, stream(seed, Purpose.PARTITION, 3))
+        return to_device(x, self._device).astype(self._dtype, copy=False)

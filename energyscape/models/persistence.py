@@ -1,0 +1,88 @@
+"""A fitted model as a pickle and as a file: everything NumPy, nothing that runs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from energyscape import io
+from energyscape.backend import to_host
+from energyscape.registry import from_tree, to_tree
+from energyscape.training import TrainState
+
+
+class PersistenceMixin:
+    """``save``, and what pickles and files hold; loaded models begin on the CPU."""
+
+    def __getstate__(self: Any) -> dict[str, Any]:
+        state = dict[str, Any](super().__getstate__())  # type: ignore[call-overload]
+        if "_state" in state:
+            held = state["_state"]
+            state["_state"] = TrainState(
+                {k: to_host(v) for k, v in held.params.items()},
+                {k: to_host(v) for k, v in held.carry.items()},
+                held.epoch,
+                held.step,
+                held.history,
+                held.n_rows,
+            )
+            state |= {"_device": "cpu", "_container": "numpy"}
+        return state
+
+    def save(self: Any, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to an HDF5 file; see `energyscape.save`."""
+        io.save(self, path)
+
+    def file_state(self: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What a file holds besides the constructor's arguments: numbers, and named arrays."""
+        check_is_fitted(self)
+        state = self._state
+        arrays = {f"params/{k}": to_host(v) for k, v in state.params.items()}
+        arrays |= {f"carry/{k}": to_host(v) for k, v in state.carry.items()}
+        meta = {
+            "environment": self._environment,
+            "trainer": to_tree(self.trainer_),
+            "seed": self.seed_,
+            "epoch": state.epoch,
+            "step": state.step,
+            "n_rows": state.n_rows,
+            "history": to_tree(state.history),
+            "n_features_in": self.n_features_in_,
+            "feature_names_in": to_tree(
+                [str(name) for name in self.feature_names_in_]
+                if hasattr(self, "feature_names_in_")
+                else None
+            ),
+        }
+        return meta, arrays
+
+    def set_file_state(self: Any, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Take up what `file_state` gave."""
+
+        def part(prefix: str) -> dict[str, Any]:
+            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+        self.trainer_ = from_tree(meta["trainer"])
+        self.seed_, self.n_features_in_ = int(meta["seed"]), int(meta["n_features_in"])
+        if meta["feature_names_in"] is not None:
+            self.feature_names_in_ = np.asarray(meta["feature_names_in"], dtype=object)
+        self._environment, self._device, self._container = meta["environment"], "cpu", "numpy"
+        self._state = TrainState(
+            part("params/"),
+            part("carry/"),
+            int(meta["epoch"]),
+            int(meta["step"]),
+            from_tree(meta["history"]),
+            int(meta["n_rows"]),
+        )
+        self._check_shapes()
+        self._forget()
+
+    def _check_shapes(self: Any) -> None:
+        wanted = self.param_shapes(self.n_features_in_)
+        found = {k: v.shape for k, v in self._state.params.items()}
+        if found != wanted:
+            raise ValueError(f"parameters have shapes {found}, wanted {wanted}")
