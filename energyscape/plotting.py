@@ -1,0 +1,136 @@
+"""Pictures as PNG files: grids of filters and samples need NumPy alone, curves need matplotlib."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from energyscape.backend import to_host
+from energyscape.io import write_atomic
+
+__all__ = ["image_grid", "save_curves", "save_grid", "save_png"]
+
+
+def image_grid(
+    rows: Any,
+    image_shape: tuple[int, ...] | None = None,
+    n_columns: int | None = None,
+    symmetric: bool = False,
+    scale: str = "each",
+) -> np.ndarray:
+    """Images side by side, as 8-bit values.
+
+    Parameters
+    ----------
+    rows : array, shape (n, n_pixels) or (n, h, w) or (n, h, w, 3)
+    image_shape : (h, w) or (h, w, 3), optional
+        Shape of an image in C order; default: square.
+    n_columns : int, optional
+        Default: as square a grid as can be.
+    symmetric : bool, default False
+        Put 0 at mid grey (filters) instead of stretching between extremes (images).
+    scale : {"each", "all"}
+        Whether every image is stretched by itself or all alike.
+
+    Returns
+    -------
+    array, shape (H, W) or (H, W, 3), uint8
+        With a one-pixel frame around each image.
+    """
+    if scale not in ("each", "all"):
+        raise ValueError(f"scale must be 'each' or 'all', got {scale!r}")
+    images = np.asarray(to_host(rows), np.float64)
+    if images.ndim == 2:
+        images = images.reshape(len(images), *_shape_of(images.shape[1], image_shape))
+    axes = tuple(range(1, images.ndim)) if scale == "each" else None
+    if symmetric:
+        top = np.abs(images).max(axis=axes, keepdims=True)
+        images = 0.5 + 0.5 * images / np.where(top > 0, top, 1)
+    else:
+        lo, hi = images.min(axis=axes, keepdims=True), images.max(axis=axes, keepdims=True)
+        images = (images - lo) / np.where(hi > lo, hi - lo, 1)
+    n, h, w = images.shape[:3]
+    columns = math.ceil(math.sqrt(n)) if n_columns is None else n_columns
+    lines = math.ceil(n / columns)
+    grid = np.full((lines * (h + 1) + 1, columns * (w + 1) + 1, *images.shape[3:]), 0.5)
+    for i, image in enumerate(images):
+        top_edge, left = 1 + (i // columns) * (h + 1), 1 + (i % columns) * (w + 1)
+        grid[top_edge : top_edge + h, left : left + w] = image
+    return np.round(grid * 255).astype(np.uint8)
+
+
+def save_grid(path: str | os.PathLike[str], rows: Any, zoom: int = 2, **options: Any) -> None:
+    """`image_grid` of ``rows``, enlarged ``zoom`` times, written as PNG."""
+    grid = image_grid(rows, **options)
+    save_png(path, grid.repeat(zoom, axis=0).repeat(zoom, axis=1))
+
+
+def save_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
+    """Write 8-bit grey (h, w) or RGB (h, w, 3) pixels as a PNG file (ISO/IEC 15948)."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
+        raise ValueError(f"uint8 of shape (h, w) or (h, w, 3) is wanted, got {pixels.shape}")
+    height, width = pixels.shape[:2]
+    color = 0 if pixels.ndim == 2 else 2
+    lines = pixels.reshape(height, -1)
+    raw = np.concatenate([np.zeros((height, 1), np.uint8), lines], axis=1).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b""))
+    write_atomic(path, b"\x89PNG\r\n\x1a\n", *(_chunk(kind, data) for kind, data in chunks))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _shape_of(n_pixels: int, image_shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    if image_shape is None:
+        side = math.isqrt(n_pixels)
+        if side * side != n_pixels:
+            raise ValueError(
+                f"{n_pixels} pixels are no square image; give image_shape=(height, width)"
+            )
+        return side, side
+    if math.prod(image_shape) != n_pixels:
+        raise ValueError(f"image_shape={image_shape} does not hold {n_pixels} pixels")
+    return tuple(image_shape)
+
+
+def save_curves(
+    path: str | os.PathLike[str], history: dict[str, list[float]], keys: Sequence[str] | None = None
+) -> None:
+    """Learning curves over epochs, one panel per quantity, as PNG (needs matplotlib).
+
+    Parameters
+    ----------
+    path : path-like
+    history : dict of lists
+        A model's ``history_``.
+    keys : sequence of str, optional
+        Which; default: energies, reconstruction and gradient norm, as far as recorded.
+    """
+    from matplotlib.figure import Figure
+
+    panels = [[k] for k in keys] if keys else _default_panels(history)
+    figure = Figure(figsize=(3.6 * len(panels), 3.0), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for key in panel:
+            axes.plot(history["epoch"], history[key], label=key.replace("_", " "))
+        axes.set_xlabel("epoch")
+        axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=120, format="png")
+
+
+def _default_panels(history: dict[str, list[float]]) -> list[list[str]]:
+    wanted = (
+        ("energy_train", "energy_valid", "chain_energy"),
+        ("energy_gap",),
+        ("reconstruction",),
+        ("grad_norm",),
+    )
+    return [found for group in wanted if (found := [k for k in group if k in history])]
