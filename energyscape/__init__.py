@@ -2,22 +2,28 @@
 
 import logging
 
-from energyscape import corruptions, models, optim, samplers, trainers, training
+from energyscape import data, models, optim, samplers, trainers, training
 from energyscape._version import __version__
+from energyscape.evaluation import check_model, diagnose, find_learning_rate
 from energyscape.io import load, save
 from energyscape.registry import register
+from energyscape.versions import show_versions
 
 logging.getLogger("energyscape").addHandler(logging.NullHandler())
 
 __all__ = [
     "__version__",
-    "corruptions",
+    "check_model",
+    "data",
+    "diagnose",
+    "find_learning_rate",
     "load",
     "models",
     "optim",
     "register",
     "samplers",
     "save",
+    "show_versions",
     "trainers",
     "training",
 ]

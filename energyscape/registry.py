@@ -18,6 +18,7 @@ from energyscape.errors import FileFormatError
 
 _CLASSES: dict[str, type] = {}
 C = TypeVar("C", bound=type)
+_LEFT_OUT = object()
 
 
 def register(cls: C) -> C:
@@ -68,7 +69,16 @@ def lookup(name: str, base: type = object) -> Any:
 
 
 def to_tree(value: Any, path: str = "") -> Any:
-    """JSON-able tree of a parameter value; what cannot be stored becomes None, with a warning."""
+    """JSON-able tree of a parameter value.
+
+    What cannot be stored (functions, classes that are not registered) is left out with a warning
+    that names it: a parameter becomes None, an item of a list is dropped.
+    """
+    tree = _to_tree(value, path)
+    return None if tree is _LEFT_OUT else tree
+
+
+def _to_tree(value: Any, path: str) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, os.PathLike):
@@ -77,10 +87,10 @@ def to_tree(value: Any, path: str = "") -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, tuple):
-        return {"tuple": [to_tree(v, f"{path}[{i}]") for i, v in enumerate(value)]}
-    if isinstance(value, list):
-        return [to_tree(v, f"{path}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, list | tuple):
+        items = [_to_tree(v, f"{path}[{i}]") for i, v in enumerate(value)]
+        items = [item for item in items if item is not _LEFT_OUT]
+        return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {"dict": {k: to_tree(v, f"{path}[{k!r}]") for k, v in value.items()}}
     name = type(value).__name__
@@ -90,11 +100,11 @@ def to_tree(value: Any, path: str = "") -> Any:
     what = getattr(value, "__qualname__", name)
     warnings.warn(
         f"{path.lstrip('.') or 'the value'} = {what} is not stored: only numbers, strings, "
-        "containers of them and registered classes are; it will be None when loaded",
+        "containers of them and registered classes are; it will be missing when loaded",
         UserWarning,
         stacklevel=2,
     )
-    return None
+    return _LEFT_OUT
 
 
 def from_tree(tree: Any) -> Any:

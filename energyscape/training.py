@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -113,8 +114,7 @@ def run(
                 if not _finite(state):
                     raise _diverged(model, trainer, state, good, plan)
                 info = monitor(state, norm, time.perf_counter() - started)
-                for key, value in info.items():
-                    state.history.setdefault(key, []).append(value)
+                _record(state.history, info)
                 good = _snapshot(state)
                 bar.set_postfix({k: f"{info[k]:.4g}" for k in monitor.shown if k in info})
                 # A list, not a generator: every callback hears of every epoch.
@@ -198,6 +198,13 @@ class Monitor:
         rng = stream(plan.seed, Purpose.REPORT, state.epoch + 2, plan.device)
         info |= self.trainer.report(model, params, state.carry, rng)
         return {k: v if isinstance(v, int) else float(v) for k, v in info.items()}
+
+
+def _record(history: dict[str, list[float]], info: dict[str, float]) -> None:
+    """Append one epoch; keys that come or go between fits are filled with NaN."""
+    epochs = max(map(len, history.values()), default=0)
+    for key in history | info:
+        history.setdefault(key, [math.nan] * epochs).append(info.get(key, math.nan))
 
 
 def _norm(sums: Params) -> Array:

@@ -72,7 +72,7 @@ def range_complaint(model: Any, X: Any) -> str | None:
     if model.domain not in ("binary", "unit"):
         return None
     lo, hi = value_range(X)
-    if lo >= 0.0 and hi <= 1.0:
+    if not (lo < 0.0 or hi > 1.0):
         return None
     remedy = "X / 255" if lo >= 0 and 1 < hi <= 255 else "sklearn.preprocessing.MinMaxScaler"
     return (
@@ -85,7 +85,7 @@ def warn_range(model: Any, X: Any) -> None:
     """Warn where `range_complaint` has something to say."""
     complaint = range_complaint(model, X)
     if complaint is not None:
-        warnings.warn(complaint, DataRangeWarning, stacklevel=4)
+        warnings.warn(complaint, DataRangeWarning, stacklevel=3)
 
 
 def draw_seed(random_state: Any) -> int:

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from energyscape import io
 from energyscape.backend import to_host
-from energyscape.registry import from_tree, to_tree
+from energyscape.registry import from_tree, registered, to_tree
 from energyscape.training import TrainState
 
 
@@ -39,7 +39,12 @@ class PersistenceMixin:
     def file_state(self: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What a file holds besides the constructor's arguments: numbers, and named arrays."""
         check_is_fitted(self)
-        state = self._state
+        state, trainer = self._state, type(self.trainer_)
+        if trainer not in registered().values():
+            raise TypeError(
+                f"{trainer.__name__} is not registered, so a file cannot name it; decorate it with "
+                "energyscape.register"
+            )
         arrays = {f"params/{k}": to_host(v) for k, v in state.params.items()}
         arrays |= {f"carry/{k}": to_host(v) for k, v in state.carry.items()}
         meta = {

@@ -200,9 +200,9 @@ def _estimate(log_w: np.ndarray, log_z_base: float, sign: int, kind: str) -> Par
     n, top = len(log_w), log_w.max()
     w = np.exp(log_w - top)
     ess = float(w.sum() ** 2 / (w * w).sum())
-    # The percentile bootstrap of a mean needs only how often each chain is drawn.
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1.0 / n), size=_BOOTSTRAPS)
-    means = np.maximum(counts @ w / n, np.finfo(float).tiny)
+    rng = np.random.default_rng(0)
+    resampled = [w[rng.integers(n, size=n)].mean() for _ in range(_BOOTSTRAPS)]
+    means = np.maximum(resampled, np.finfo(float).tiny)
     tails = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     edges = sorted(log_z_base + sign * (top + np.log(tails)))
     if ess < 5:

@@ -1,0 +1,89 @@
+"""A learning rate to begin with, by trying."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from energyscape.backend import Purpose, namespace, on_device, stream
+from energyscape.errors import DivergenceError, SamplerWarning
+from energyscape.models.inputs import as_rows, draw_seed
+from energyscape.optim import Constant
+
+_log = logging.getLogger("energyscape")
+_ROWS, _UPDATES, _HALVINGS = 2000, 300, 24
+
+
+def find_learning_rate(
+    model: Any, X: Any, *, start: float | None = None, random_state: Any = None
+) -> float:
+    """The largest learning rate, halving from ``start``, at which a short run does not diverge.
+
+    Each trial trains a clone at a constant rate for about 300 updates on up to 2,000 rows. It has
+    diverged if a number is not finite, or if the model ends up worse than knowing nothing of how
+    features hang together: less likely, on those rows, than independent units with their rates or
+    variances. A run whose rate falls to 0 (the default) can begin at the rate that is returned.
+
+    Parameters
+    ----------
+    model : model instance
+        Its trainer's other settings are kept; ``trainer=None`` means ``default_trainer()``.
+    X : array, shape (n, n_features)
+    start : float, optional
+        First rate to try; default ten times that of the trainer.
+    random_state : int, RandomState, Generator or None
+        Of the trials and of the choice of rows; None uses the model's ``random_state``.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If even the smallest of 24 halvings diverges: then the data or other settings are amiss.
+    """
+    seed = draw_seed(model.random_state if random_state is None else random_state)
+    trial = clone(model).set_params(random_state=seed)
+    rows = as_rows(trial, X, reset=True)
+    x = rows.sample(_ROWS, stream(seed, Purpose.DIAGNOSE))
+    trainer = clone(model.trainer) if model.trainer is not None else model.default_trainer()
+    optimizer = clone(trainer.resolved_optimizer()).set_params(schedule=Constant())
+    trainer.set_params(
+        learning_rate=None, optimizer=optimizer, validation_fraction=0.0, callbacks=()
+    )
+    trainer.n_epochs = max(1, _UPDATES // trainer.updates_per_epoch(len(x)))
+    trial.set_params(trainer=trainer)
+    rate = 10 * optimizer.learning_rate if start is None else start
+    for _ in range(_HALVINGS):
+        if _holds(trial.set_params(trainer__optimizer__learning_rate=rate), x):
+            return float(rate)
+        _log.info("find_learning_rate: %g diverges", rate)
+        rate /= 2
+    raise ValueError(
+        f"{type(model).__name__} diverges at every rate down to {rate * 2:g}: look at the scale "
+        "of X and at the other settings"
+    )
+
+
+def _holds(trial: Any, x: Any) -> bool:
+    """Whether a short run ends finite and above independent units, by a score to be trusted."""
+    with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
+        warnings.simplefilter("error", SamplerWarning)
+        try:
+            return bool(trial.fit(x).score(x) > independent_score(trial, x))
+        except (DivergenceError, SamplerWarning):
+            return False
+
+
+def independent_score(model: Any, x: Any) -> float:
+    """Mean log-likelihood of rows under the model's base measure: features that know no other."""
+    params = model._params
+    base = model.base_measure(params)
+    with on_device(model._device):
+        energy = model.target(params, base, 0.0).energy(namespace(params["W"]).asarray(x))
+    return -float(energy.mean()) - model.base_log_partition(params, base)

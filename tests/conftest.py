@@ -1,0 +1,78 @@
+"""Fixtures: the three places where arrays can live, data sets, and one BLAS thread per worker."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import standin
+from threadpoolctl import threadpool_limits
+
+from energyscape import backend
+from energyscape.data import data_home
+
+# Products of a few kilobytes are quicker on one thread, and two workers share two cores.
+threadpool_limits(1)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    status = backend.gpu_status()
+    return f"energyscape: GPU {status.name if status.usable else 'not used: ' + status.reason}"
+
+
+def _forget_cupy() -> None:
+    backend.gpu_status.cache_clear()
+    backend._cuda_function.cache_clear()
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The stand-in in CuPy's place, with its count of synchronisations at 0."""
+    fake = standin.module()
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    _forget_cupy()
+    standin.Counter.syncs = 0
+    yield fake
+    _forget_cupy()
+
+
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cupy(request: pytest.FixtureRequest) -> ModuleType:
+    """CuPy: the stand-in everywhere, and the real one where a GPU is usable."""
+    if request.param == "stand-in":
+        return request.getfixturevalue("fake_cupy")
+    status = backend.gpu_status()
+    if not status.usable:
+        pytest.skip(status.reason)
+    import cupy as real
+
+    return real
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A machine where CuPy is not installed."""
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    _forget_cupy()
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "cupy")
+    yield
+    _forget_cupy()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Any:
+    """(train, test) grey rows; skipped where the files are absent."""
+    from energyscape.data import load_mnist
+
+    if not (data_home() / "mnist").is_dir():
+        pytest.skip(f"no MNIST in {data_home() / 'mnist'}")
+    return load_mnist("train")[0], load_mnist("test")[0]

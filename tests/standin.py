@@ -1,0 +1,243 @@
+"""A CuPy without a GPU: NumPy behind a wrapper that behaves as a device array must.
+
+Not an ndarray subclass, because NumPy and scikit-learn take those without a sound. It refuses to
+become NumPy's implicitly and to mix with NumPy arrays, counts every host synchronisation, and
+checks kernel launches against the signatures in the CUDA source. The kernels themselves are run
+by their NumPy twins in `twins`.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from typing import Any
+
+import numpy as np
+import twins
+
+# What the library may use; every name is checked against the real CuPy where that installs.
+FUNCTIONS = """
+abs arange array asarray ascontiguousarray clip concatenate copyto cumsum divide empty empty_like
+exp full full_like isfinite less log log1p maximum minimum multiply negative ones ones_like repeat
+searchsorted sqrt stack subtract tanh where zeros zeros_like
+""".split()
+_FROM_HOST = {"array", "asarray", "ascontiguousarray"}
+
+
+class Counter:
+    """Host synchronisations so far."""
+
+    syncs = 0
+
+
+def _sync() -> None:
+    Counter.syncs += 1
+
+
+class _Device:
+    def __init__(self, id: int | None = None) -> None:
+        self.id = 0 if id is None else id
+        self.mem_info = (1 << 34, 1 << 34)
+
+    def __enter__(self) -> _Device:
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        return None
+
+
+def _unwrap(value: Any, host: bool = False) -> Any:
+    if isinstance(value, ndarray):
+        return value._host
+    if isinstance(value, np.ndarray) and not host:
+        raise TypeError(f"Unsupported type {type(value)}: a NumPy array met a device array")
+    if isinstance(value, list | tuple):
+        return type(value)(_unwrap(v, host) for v in value)
+    return value
+
+
+def _wrap(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return ndarray(np.asarray(value))
+    if isinstance(value, tuple):
+        return tuple(_wrap(v) for v in value)
+    return value
+
+
+class ndarray:
+    """A device array: see the module's docstring."""
+
+    __array_ufunc__ = None
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, host: np.ndarray) -> None:
+        self._host = host
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Use .get()")
+
+    device = _Device()
+    shape = property(lambda self: self._host.shape)
+    dtype = property(lambda self: self._host.dtype)
+    ndim = property(lambda self: self._host.ndim)
+    size = property(lambda self: self._host.size)
+    nbytes = property(lambda self: self._host.nbytes)
+    flags = property(lambda self: types.SimpleNamespace(c_contiguous=self._host.flags.c_contiguous))
+    T = property(lambda self: _wrap(self._host.T))
+
+    def get(self) -> np.ndarray:
+        _sync()
+        return self._host.copy()
+
+    def item(self) -> Any:
+        _sync()
+        return self._host.item()
+
+    def __float__(self) -> float:
+        _sync()
+        return float(self._host)
+
+    def __int__(self) -> int:
+        _sync()
+        return int(self._host)
+
+    __index__ = __int__
+
+    def __bool__(self) -> bool:
+        _sync()
+        return bool(self._host)
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, key: Any) -> ndarray:
+        _count_mask(key)
+        return _wrap(self._host[_unwrap(key)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        _count_mask(key)
+        self._host[_unwrap(key)] = _unwrap(value)
+
+    def __repr__(self) -> str:
+        return f"standin.ndarray(shape={self.shape}, dtype={self.dtype})"
+
+
+def _count_mask(key: Any) -> None:
+    """Indexing by a mask has a result of unknown size, which the host must wait for."""
+    for part in key if isinstance(key, tuple) else (key,):
+        if isinstance(part, ndarray) and part.dtype == bool:
+            _sync()
+
+
+def _method(name: str) -> Any:
+    def method(self: ndarray, *args: Any, **kwargs: Any) -> Any:
+        kwargs = {k: _unwrap(v) for k, v in kwargs.items()}
+        return _wrap(getattr(self._host, name)(*_unwrap(args), **kwargs))
+
+    return method
+
+
+def _operator(name: str) -> Any:
+    def operator(self: ndarray, other: Any) -> Any:
+        result = getattr(self._host, name)(_unwrap(other))
+        if result is NotImplemented:
+            return NotImplemented
+        if name.startswith("__i"):
+            self._host = result
+            return self
+        return _wrap(result)
+
+    return operator
+
+
+for (
+    _name
+) in "all any argsort astype copy cumsum dot fill max mean min ravel reshape sum var".split():
+    setattr(ndarray, _name, _method(_name))
+for _name in "add sub mul truediv floordiv mod pow matmul and or xor rshift lshift".split():
+    for _prefix in ("", "r", "i"):
+        if hasattr(np.ndarray, f"__{_prefix}{_name}__"):
+            setattr(ndarray, f"__{_prefix}{_name}__", _operator(f"__{_prefix}{_name}__"))
+for _name in "lt le gt ge eq ne".split():
+    setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
+for _name in "neg abs invert".split():
+    setattr(ndarray, f"__{_name}__", _method(f"__{_name}__"))
+
+
+class RawModule:
+    """Compiled source whose functions check their arguments and run the NumPy twin."""
+
+    def __init__(self, code: str, options: tuple[str, ...] = ()) -> None:
+        self.signatures = signatures(code)
+
+    def get_function(self, name: str) -> Any:
+        types_ = self.signatures[name]
+
+        def launch(grid: tuple[int], block: tuple[int], args: tuple[Any, ...]) -> None:
+            assert len(args) == len(types_), f"{name} takes {len(types_)}, got {len(args)}"
+            for (kind, pointer), arg in zip(types_, args, strict=True):
+                if pointer:
+                    assert isinstance(arg, ndarray) and arg.dtype == kind, (name, kind, arg)
+                    assert arg.flags.c_contiguous, f"{name}: an array is not contiguous"
+                else:
+                    assert isinstance(arg, np.generic) and arg.dtype == kind, (name, kind, arg)
+            getattr(twins, name)(grid[0] * block[0], *[_unwrap(a) for a in args])
+
+        return launch
+
+
+_C_TYPES = {"float": "f4", "double": "f8", "u32": "u4", "u64": "u8"}
+
+
+def signatures(code: str) -> dict[str, list[tuple[np.dtype[Any], bool]]]:
+    """Kernel name → (dtype, is it a pointer) of every argument, read from the CUDA source."""
+    code = code.replace("\\\n", " ")
+    for macro, names, body in re.findall(r"#define (\w+)\(([^)]*)\)([^\n]*__global__[^\n]*)", code):
+        for values in re.findall(rf"^{macro}\((.*)\)$", code, re.MULTILINE):
+            text = body
+            for name, value in zip(names.split(","), values.split(","), strict=True):
+                text = re.sub(rf"\b{name.strip()}\b", value.strip(), text)
+            code += f"\n{text}"
+    found = {}
+    for name, arguments in re.findall(r"__global__ void (\w+)\(([^)]*)\)", code):
+        if name != "NAME":
+            found[name] = [_argument(a) for a in arguments.split(",")]
+    return found
+
+
+def _argument(text: str) -> tuple[np.dtype[Any], bool]:
+    words = text.replace("const", "").replace("*", " * ").split()
+    return np.dtype(_C_TYPES[words[0]]), "*" in words
+
+
+def module() -> types.ModuleType:
+    """A fresh module to stand as ``cupy`` in ``sys.modules``."""
+    fake = types.ModuleType("cupy")
+    fake.ndarray = ndarray  # type: ignore[attr-defined]
+    fake.RawModule = RawModule  # type: ignore[attr-defined]
+    fake.float32, fake.float64 = np.float32, np.float64  # type: ignore[attr-defined]
+    runtime = types.SimpleNamespace(
+        getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"}
+    )
+    fake.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
+        is_available=lambda: True, runtime=runtime, Device=_Device
+    )
+    for name in FUNCTIONS:
+        setattr(fake, name, _function(name))
+    return fake
+
+
+def _function(name: str) -> Any:
+    host = name in _FROM_HOST
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        kwargs = {k: _unwrap(v) for k, v in kwargs.items()}
+        result = getattr(np, name)(*_unwrap(args, host), **kwargs)
+        if host and isinstance(result, np.ndarray) and any(result is a for a in args):
+            result = result.copy()
+        return _wrap(result)
+
+    return function

@@ -1,0 +1,90 @@
+"""Every model obeys the laws, and each law catches the bug that it is there for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, Case
+
+from energyscape.evaluation.laws import LAWS, check_model
+from energyscape.models import RBM, GaussianRBM
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_model_obeys_the_laws(case: Case, seed: int) -> None:
+    checked = check_model(case.make(), case.data[:10], random_state=seed)
+    wanted = {law.__name__ for law in LAWS}
+    if case.make().domain == "binary":
+        wanted -= {"input_gradient_is_central_difference"}
+    else:
+        wanted -= {"gibbs_leaves_the_model_invariant"}
+    assert set(checked) == wanted
+
+
+class WrongSign(RBM):
+    def grad_from(self, params: Any, x: Any, hidden: Any, weights: Any) -> Any:
+        grads = super().grad_from(params, x, hidden, weights)
+        return grads | {"b": -grads["b"]}
+
+
+class WritesToParams(RBM):
+    def scaled(self, params: Any, x: Any) -> Any:
+        params["b"] += 1
+        return x
+
+
+class MeanNotSum(RBM):
+    def grad_from(self, params: Any, x: Any, hidden: Any, weights: Any) -> Any:
+        grads = super().grad_from(params, x, hidden, weights)
+        return {k: v / len(x) for k, v in grads.items()}
+
+
+class BatchDependent(RBM):
+    def scaled(self, params: Any, x: Any) -> Any:
+        return x - x.mean(axis=0)
+
+
+class DroppedHiddenUnit(RBM):
+    def joint_energy(self, params: Any, x: Any, h: Any) -> Any:
+        return super().joint_energy(params, x, h * (np.arange(h.shape[1]) > 0))
+
+
+class VisibleAtWrongTemperature(RBM):
+    def sample_visible(
+        self, params: Any, h: Any, rng: Any, beta: Any = 1.0, base: Any = None
+    ) -> Any:
+        return super().sample_visible(params, h, rng, 1.02 * beta, base)
+
+
+class BaseForgotten(RBM):
+    def sample_visible(
+        self, params: Any, h: Any, rng: Any, beta: Any = 1.0, base: Any = None
+    ) -> Any:
+        return super().sample_visible(params, h, rng, beta, None)
+
+
+class InputGradientWithoutVariance(GaussianRBM):
+    def input_grad_from(self, params: Any, x: Any, hidden: Any) -> Any:
+        return x - self.decode(params, hidden)
+
+
+BROKEN = [
+    (WrongSign, "gradient_is_central_difference"),
+    (WritesToParams, "read-only"),
+    (MeanNotSum, "gradient_is_central_difference"),
+    (BatchDependent, "energy_is_free_energy"),
+    (DroppedHiddenUnit, "free_energy_sums_out_hidden_units"),
+    (VisibleAtWrongTemperature, "gibbs_leaves_the_model_invariant"),
+    (BaseForgotten, "gibbs_leaves_the_model_invariant"),
+    (InputGradientWithoutVariance, "input_gradient_is_central_difference"),
+]
+
+
+@pytest.mark.parametrize(("model", "law"), BROKEN, ids=lambda v: getattr(v, "__name__", v))
+def test_laws_catch_what_they_are_for(model: type, law: str) -> None:
+    data = CASES[2 if issubclass(model, GaussianRBM) else 0].data[:10]
+    with pytest.raises((AssertionError, ValueError), match=law):
+        check_model(model(5), data)

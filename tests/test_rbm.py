@@ -1,0 +1,158 @@
+"""Both machines against enumeration, mixtures and quadrature."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracles
+import pytest
+from cases import CASES
+
+from energyscape.backend import Purpose, stream
+from energyscape.errors import CapabilityError
+from energyscape.evaluation.laws import generic_params
+from energyscape.models import RBM, GaussianRBM
+
+BITS, REALS = CASES[0].data, CASES[2].data
+
+
+@pytest.mark.parametrize(("d", "k"), [(6, 4), (4, 6), (5, 5)])
+def test_rbm_against_enumeration(d: int, k: int) -> None:
+    model = RBM(k)
+    params = generic_params(model, BITS[:, :d])
+    v = oracles.states(d)
+    log_z = oracles.rbm_log_z(params)
+    # float64 sums of 2^11 terms: 1e-10 is generous.
+    assert abs(model.log_partition(params) - log_z) < 1e-10
+    np.testing.assert_allclose(
+        -model.free_energy(params, v) - log_z, oracles.rbm_log_p(params), rtol=0, atol=1e-10
+    )
+
+
+def test_gaussian_rbm_against_its_mixture() -> None:
+    model = GaussianRBM(5)
+    params = generic_params(model, REALS)
+    log_p = -model.free_energy(params, REALS) - model.log_partition(params)
+    np.testing.assert_allclose(log_p, oracles.gaussian_rbm_log_p(params, REALS), atol=1e-9)
+
+
+def test_gaussian_rbm_integrates_to_one_by_quadrature() -> None:
+    model = GaussianRBM(3)
+    params = generic_params(model, REALS[:, :1])
+    x = np.linspace(-60, 80, 200_001)[:, None]
+    density = np.exp(-model.free_energy(params, x) - model.log_partition(params))
+    assert abs(np.trapezoid(density, x[:, 0]) - 1) < 1e-8
+
+
+def test_gaussian_conditional_is_that_of_the_joint() -> None:
+    """p(x|h) ∝ exp(-E(x, h)) at β and with a base: log-density differences against energies."""
+    model = GaussianRBM(4)
+    params = generic_params(model, REALS)
+    base = model.base_measure(params)
+    h = oracles.states(4)[[5]]
+    draws = {}
+    for beta, b in ((1.0, None), (0.3, None), (0.3, base)):
+        rng = stream(0, Purpose.SAMPLE)
+        x = model.sample_visible(params, np.repeat(h, 40_000, 0), rng, beta, b)
+        draws[beta, b is None] = x
+        own, at_base = model.visible_energies(params, x[:200], b)
+        field = model.scaled(params, x[:200]) @ params["W"] + params["c"]
+        energy = beta * (own - field @ h[0]) + (0 if at_base is None else (1 - beta) * at_base)
+        # The energy must be quadratic with the moments of the draws: fit both and compare.
+        mean, var = x.mean(axis=0), x.var(axis=0)
+        quadratic = ((x[:200] - mean) ** 2 / (2 * var)).sum(axis=1)
+        slope = np.polyfit(quadratic, energy, 1)
+        residual = energy - np.polyval(slope, quadratic)
+        # 40,000 draws: variances to 0.7 %, so slope to a few per cent and small residuals.
+        assert abs(slope[0] - 1) < 0.05, slope
+        assert residual.std() < 0.1 * energy.std(), residual.std()
+
+
+@pytest.mark.parametrize(("d", "k"), [(6, 4), (4, 6)])
+def test_exact_draws_follow_the_enumerated_distribution(d: int, k: int) -> None:
+    model = RBM(k)
+    params = generic_params(model, BITS[:, :d])
+    n = 200_000
+    x = model.sample_exact(params, n, stream(0, Purpose.SAMPLE))
+    counts = np.bincount((x @ (1 << np.arange(d))).astype(int), minlength=1 << d)
+    p = np.exp(oracles.rbm_log_p(params))
+    chi2 = ((counts - n * p) ** 2 / (n * p)).sum()
+    # χ² with 2^d - 1 degrees of freedom; false-alarm rate 1e-6.
+    from scipy.stats import chi2 as law
+
+    assert chi2 < law.isf(1e-6, (1 << d) - 1)
+    wrong = np.exp(1.05 * oracles.rbm_log_p(params))
+    wrong /= wrong.sum()
+    assert ((counts - n * wrong) ** 2 / (n * wrong)).sum() > law.isf(1e-6, (1 << d) - 1)
+
+
+def test_enumeration_stops_at_25_units() -> None:
+    model = RBM(26)
+    params = model.init_params(np.ones((2, 30)) * 0.5, stream(0, Purpose.INIT))
+    with pytest.raises(CapabilityError, match=r"2\^26 states.*log_likelihood_bounds"):
+        model.log_partition(params)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3]], ids=lambda c: c.name)
+def test_centred_step_is_gradient_descent_on_centred_parameters(case) -> None:
+    """PP'∇ against a numerical Jacobian P of the map from centred to plain parameters."""
+    model = case.make()
+    params = generic_params(model, case.data)
+    mu, lam = params["mean_v"], params["mean_h"]
+    names = [k for k, s in model.param_specs().items() if s.trainable]
+    real = "log_var" in params
+    scale = np.sqrt(np.exp(params["log_var"])) if real else np.ones(len(mu))
+
+    def plain(t: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Centred, unit-free increments t around the present parameters to plain ones."""
+        log_var = params.get("log_var", np.zeros(len(mu))) + t.get("log_var", 0.0)
+        W = params["W"] + scale[:, None] * t["W"]
+        # b and c are read off at h = λ and x = μ, where the centred ones live.
+        b = params["b"] + params["W"] @ lam + scale * t["b"] - W @ lam
+        old = np.exp(-params.get("log_var", np.zeros(len(mu))))
+        c = params["c"] + (mu * old) @ params["W"] + t["c"] - (mu * np.exp(-log_var)) @ W
+        return {"W": W, "b": b, "c": c} | ({"log_var": log_var} if real else {})
+
+    zero = {k: np.zeros_like(params[k]) for k in names}
+
+    def flat(t: dict[str, np.ndarray]) -> np.ndarray:
+        return np.concatenate([t[k].ravel() for k in names])
+
+    columns = []
+    for k in names:
+        for i in range(params[k].size):
+            up, down = ({n: z.copy() for n, z in zero.items()} for _ in range(2))
+            up[k].flat[i], down[k].flat[i] = 1e-6, -1e-6
+            columns.append((flat(plain(up)) - flat(plain(down))) / 2e-6)
+    P = np.array(columns).T
+    rng = np.random.default_rng(3)
+    grads = {k: rng.standard_normal(params[k].shape) for k in names}
+    if "log_var" in params and not real:
+        grads["log_var"] = np.zeros_like(params["log_var"])
+    wanted = P @ (P.T @ flat(grads))
+    full = dict(grads)
+    model.precondition(params, full)
+    np.testing.assert_allclose(flat(full), wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_flipped_bits_train_to_the_same_likelihood() -> None:
+    """Centred training does not see which value of a bit is called 1 (Melchior et al., 2016)."""
+    from energyscape.trainers import PCD
+
+    X = BITS.astype(np.float32)
+    scores = []
+    for rows in (X, 1 - X):
+        model = RBM(5, trainer=PCD(n_epochs=300, batch_size=60), random_state=0)
+        scores.append(model.fit(rows).score(rows))
+    assert abs(scores[0] - scores[1]) < 0.05, scores
+
+
+def test_pseudo_likelihood_is_the_sum_of_conditionals() -> None:
+    model = RBM(4, random_state=0).fit(BITS[:, :5])
+    params = model.params_
+    v = oracles.states(5)
+    log_p = oracles.rbm_log_p(params)
+    wanted = np.zeros(len(v))
+    for i in range(5):
+        flipped = np.arange(len(v)) ^ (1 << i)
+        wanted += log_p - np.logaddexp(log_p, log_p[flipped])
+    np.testing.assert_allclose(model.pseudo_log_likelihood(v), wanted, atol=1e-9)
