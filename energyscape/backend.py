@@ -15,7 +15,7 @@ import importlib.util
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -56,14 +56,6 @@ def to_device(x: Array, device: str) -> Array:
         return x
     with on_device(device):
         return cupy.asarray(x)
-
-
-def zeros(shape: Any, dtype: Any, device: str) -> Array:
-    """Zeros on ``device``."""
-    if device == "cpu":
-        return np.zeros(shape, dtype)
-    with on_device(device):
-        return _cupy().zeros(shape, dtype)
 
 
 def device_of(x: Array) -> str:
@@ -305,11 +297,3 @@ class DeviceStream(Stream):
 def stream(seed: int, purpose: Purpose, step: int = 0, device: str = "cpu") -> Any:
     """The random stream at an address; equal addresses give equal numbers on a device type."""
     return HostStream(seed, purpose, step) if device == "cpu" else DeviceStream(seed, purpose, step)
-
-
-def streams(seed: int, purpose: Purpose, device: str, first: int = 0) -> Iterator[Any]:
-    """Streams at steps ``first, first + 1, …``"""
-    step = first
-    while True:
-        yield stream(seed, purpose, step, device)
-        step += 1

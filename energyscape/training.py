@@ -13,7 +13,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -319,22 +318,28 @@ class EarlyStopping(BaseEstimator):
 class JsonLines(BaseEstimator):
     """Append each epoch's metrics to a file, one JSON object a line.
 
+    Numbers that JSON does not know (infinities, NaN) become null.
+
     Parameters
     ----------
     path : str or path-like
+        ``"-"`` is standard output.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
 
     def __call__(self, model: Any, state: TrainState, info: dict[str, float]) -> bool:
-        with Path(self.path).open("a") as file:
-            file.write(json.dumps(info) + "\n")
+        line = json_line(info)
+        if self.path == "-":
+            print(line, flush=True)
+        else:
+            with Path(self.path).open("a") as file:
+                file.write(line + "\n")
         return False
 
 
-def epochs_of(history: dict[str, list[float]]) -> Iterator[dict[str, float]]:
-    """The history as one dict per epoch."""
-    keys = list(history)
-    for values in zip(*history.values(), strict=True):
-        yield dict(zip(keys, values, strict=True))
+def json_line(record: dict[str, Any]) -> str:
+    """The record as JSON, with null for numbers that JSON does not know."""
+    odd = {k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
+    return json.dumps({k: None if k in odd else v for k, v in record.items()})

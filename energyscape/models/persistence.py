@@ -56,6 +56,7 @@ class PersistenceMixin:
             "n_rows": state.n_rows,
             "history": to_tree(state.history),
             "n_features_in": self.n_features_in_,
+            "image_shape": to_tree(getattr(self, "image_shape_", None)),
             "feature_names_in": to_tree(
                 [str(name) for name in self.feature_names_in_]
                 if hasattr(self, "feature_names_in_")
@@ -72,6 +73,8 @@ class PersistenceMixin:
 
         self.trainer_ = from_tree(meta["trainer"])
         self.seed_, self.n_features_in_ = int(meta["seed"]), int(meta["n_features_in"])
+        if meta.get("image_shape") is not None:
+            self.image_shape_ = from_tree(meta["image_shape"])
         if meta["feature_names_in"] is not None:
             self.feature_names_in_ = np.asarray(meta["feature_names_in"], dtype=object)
         self._environment, self._device, self._container = meta["environment"], "cpu", "numpy"

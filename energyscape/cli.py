@@ -1,0 +1,369 @@
+"""The command line: train, sample, features, evaluate, diagnose, plot.
+
+Results are JSON lines on stdout, progress and log go to stderr. Exit codes: 0 done, 1 failed,
+2 wrong usage, 130 interrupted (with a checkpoint).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+import energyscape
+from energyscape.backend import to_host
+from energyscape.data import binarize, threshold
+from energyscape.data.reading import Table, read_table
+from energyscape.errors import EnergyscapeError
+from energyscape.evaluation import diagnose
+from energyscape.models.base import EnergyModel
+from energyscape.models.inputs import range_complaint
+from energyscape.plotting import save_curves, save_grid
+from energyscape.registry import registered, to_tree
+from energyscape.samplers import AIS
+from energyscape.trainers.base import Trainer
+from energyscape.training import Checkpoint, JsonLines, json_line
+
+_log = logging.getLogger("energyscape")
+
+
+class UsageError(Exception):
+    """Arguments that cannot be; exit code 2."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UsageError as error:
+        _complain(error)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (EnergyscapeError, ValueError, TypeError, OSError) as error:
+        _complain(error)
+        return 1
+    return 0
+
+
+def _complain(error: Exception) -> None:
+    print(f"energyscape: {error}", file=sys.stderr)
+
+
+def _emit(record: dict[str, Any]) -> None:
+    print(json_line(record), flush=True)
+
+
+# ---------------------------------------------------------------- values on the command line
+
+
+def parse_value(text: str) -> Any:
+    """``3``, ``0.5``, ``None``, ``(28, 28)``, a word, or ``SGD(0.1, momentum=0.5)``.
+
+    Calls construct registered classes from such values; nothing else is run.
+    """
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return text
+    return _value(tree, text)
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        known = registered()
+        if node.func.id not in known:
+            raise UsageError(f"{node.func.id!r} is none of {', '.join(known)}")
+        values = [_value(a, text) for a in node.args]
+        named = {str(k.arg): _value(k.value, text) for k in node.keywords}
+        try:
+            return known[node.func.id](*values, **named)
+        except TypeError as error:
+            raise UsageError(f"{text}: {error}") from error
+    if isinstance(node, ast.List):
+        return [_value(item, text) for item in node.elts]
+    if isinstance(node, ast.Name):
+        return text
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return text
+
+
+def _settings(pairs: list[str], flag: str) -> dict[str, Any]:
+    settings = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{flag} takes name=value, got {pair!r}")
+        settings[name] = parse_value(text)
+    return settings
+
+
+def _construct(kind: str, base: type, settings: dict[str, Any]) -> Any:
+    known = registered(base)
+    if kind not in known:
+        raise UsageError(f"{kind!r} is none of {', '.join(known)}")
+    try:
+        return known[kind](**settings)
+    except TypeError as error:
+        raise UsageError(f"{kind}: {error}") from error
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) != 2 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no image shape such as 28,28")
+    return shape
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _data(options: argparse.Namespace, spec: str) -> Table:
+    """DATA, binarised if asked."""
+    table = read_table(spec)
+    if options.binarize:
+        X = np.asarray(table.X, np.float32)
+        table.X = binarize(X, 0) if options.binarize == "stochastic" else threshold(X)
+    return table
+
+
+def _refuse_scale(model: Any, table: Table) -> None:
+    complaint = range_complaint(model, table.X)
+    if complaint is not None:
+        raise ValueError(complaint)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train a model and write it; the file is a checkpoint until the last epoch is done."""
+    table, out = _data(options, options.data), Path(options.out)
+    if not out.parent.is_dir():
+        raise UsageError(f"there is no folder {out.parent} to write {out.name} to")
+    if options.resume and out.exists():
+        model = _stored(options, out)
+        _log.info("resuming %s at epoch %d", out, model.n_iter_)
+    else:
+        model = _requested(options)
+    _refuse_scale(model, table)
+    model.image_shape_ = options.image_shape or table.image_shape
+    fit = model.resume if hasattr(model, "seed_") else model.fit
+    checkpoint = Checkpoint(out, every=options.checkpoint_every)
+    own = list(model.trainer.callbacks)
+    model.trainer.set_params(callbacks=[*own, JsonLines("-"), checkpoint])
+    fit(table.X)
+    model.trainer_.set_params(callbacks=own)
+    model.save(out)
+    _emit({"out": str(out), "epochs": model.n_iter_, "seed": model.seed_})
+
+
+def _requested(options: argparse.Namespace) -> Any:
+    """The model that the options describe, with its trainer."""
+    own = _settings(options.p, "-p")
+    if "trainer" in own:
+        raise UsageError("the trainer is named by --trainer and set by -t, not by -p")
+    settings = {"random_state": options.seed, "device": options.device}
+    settings |= {"verbose": int(not options.quiet)} | own
+    model = _construct(options.model or "RBM", EnergyModel, settings)
+    trainer = _settings(options.t, "-t")
+    if options.trainer:
+        model.trainer = _construct(options.trainer, Trainer, trainer)
+    else:
+        model.trainer = _configured(model.default_trainer(), trainer)
+    return model
+
+
+def _stored(options: argparse.Namespace, path: Path) -> Any:
+    """The interrupted model; options that describe another one are refused, -t may add epochs."""
+    model = energyscape.load(path)
+    found = {"--model": type(model).__name__, "--trainer": type(model.trainer_).__name__}
+    found |= {"--seed": model.seed_}
+    asked = {"--model": options.model, "--trainer": options.trainer, "--seed": options.seed}
+    stored = model.get_params()
+    for name, value in _settings(options.p, "-p").items():
+        found[f"-p {name}"], asked[f"-p {name}"] = stored.get(name), value
+    for name, value in asked.items():
+        if value is not None and to_tree(found[name]) != to_tree(value):
+            raise UsageError(f"{path} has {name}={found[name]}, not {value}; train anew without it")
+    trainer = model.trainer_
+    own = [c for c in trainer.callbacks if not isinstance(c, Checkpoint | JsonLines)]
+    trainer = _configured(trainer.set_params(callbacks=own), _settings(options.t, "-t"))
+    return model.set_params(trainer=trainer, device=options.device, verbose=int(not options.quiet))
+
+
+def _configured(trainer: Any, settings: dict[str, Any]) -> Any:
+    try:
+        return trainer.set_params(**settings)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Draw samples from a trained model into a picture or an array file."""
+    model = _load(options)
+    S = model.sample(options.n, n_steps=options.steps, beta=options.beta, random_state=options.seed)
+    if Path(options.out).suffix == ".png":
+        save_grid(options.out, S, image_shape=_image_shape(options, model), scale="all")
+    else:
+        _write_arrays(options.out, {"X": to_host(S)})
+    _emit({"out": options.out, "samples": options.n, "steps": options.steps})
+
+
+def features(options: argparse.Namespace) -> None:
+    """Features (and labels, where DATA has them) into a file that any classifier can read."""
+    model, table = _load(options), _data(options, options.data)
+    _refuse_scale(model, table)
+    arrays = {"X": to_host(model.transform(table.X))}
+    if table.y is not None:
+        arrays["y"] = table.y
+    _write_arrays(options.out, arrays)
+    _emit({"out": options.out, "rows": len(arrays["X"]), "features": arrays["X"].shape[1]})
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Mean log-likelihood of rows with both bounds, and the reconstruction error."""
+    model, table = _load(options), _data(options, options.data)
+    _refuse_scale(model, table)
+    ais = AIS(options.chains, options.temperatures)
+    bounds = model.log_likelihood_bounds(table.X, ais, options.seed)
+    X = np.asarray(table.X)
+    error = float(((to_host(model.reconstruct(X)) - X) ** 2).mean())
+    _emit(
+        {
+            "rows": len(X),
+            "log_likelihood": model.score(table.X),
+            "log_partition_exact": math.isinf(model.log_partition_ess_),
+            "log_partition_ess": model.log_partition_ess_,
+            "bound_low": bounds.low,
+            "bound_high": bounds.high,
+            "bound_low_holds_for": bounds.low_holds_for,
+            "ais_ess": bounds.partition.ess,
+            "reconstruction": error,
+        }
+    )
+
+
+def diagnose_model(options: argparse.Namespace) -> None:
+    """What is wrong with a model: findings as JSON lines, the report on stderr, a picture."""
+    model, table = _load(options), _data(options, options.data)
+    result = diagnose(model, table.X, image_shape=_image_shape(options, model))
+    for finding in result.findings:
+        _emit({"finding": finding.name, "measured": finding.measured, "remedy": finding.remedy})
+    _emit({"findings": len(result.findings)} | result.numbers)
+    print(result, file=sys.stderr)
+    if options.out:
+        result.save_png(options.out)
+
+
+def plot(options: argparse.Namespace) -> None:
+    """A picture of a model: filters, samples or learning curves."""
+    model = _load(options)
+    shape = _image_shape(options, model)
+    if options.what == "filters":
+        save_grid(options.out, model.components_[: options.n], image_shape=shape, symmetric=True)
+    elif options.what == "samples":
+        S = model.sample(options.n, random_state=options.seed)
+        save_grid(options.out, S, image_shape=shape, scale="all")
+    else:
+        save_curves(options.out, model.history_)
+    _emit({"out": options.out})
+
+
+def _load(options: argparse.Namespace) -> Any:
+    model = energyscape.load(options.model_file)
+    if not isinstance(model, EnergyModel):
+        raise UsageError(f"{options.model_file} holds a {type(model).__name__}, not a single model")
+    return model.set_params(device=options.device)
+
+
+def _image_shape(options: argparse.Namespace, model: Any) -> tuple[int, ...] | None:
+    return options.image_shape or getattr(model, "image_shape_", None)
+
+
+def _write_arrays(out: str, arrays: dict[str, np.ndarray]) -> None:
+    suffix = Path(out).suffix
+    if suffix == ".npy":
+        np.save(out, arrays["X"])
+    elif suffix == ".npz":
+        np.savez(out, **arrays)  # type: ignore[arg-type]
+    elif suffix in (".h5", ".hdf5"):
+        with h5py.File(out, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+    else:
+        raise UsageError(f"{out!r} must end in .npy, .npz or .h5 (samples also in .png)")
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="energyscape", description=energyscape.__doc__)
+    parser.add_argument("--version", action="version", version=energyscape.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, **common: bool) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=run.__doc__.split("\n")[0], description=run.__doc__)
+        sub.set_defaults(run=run, binarize=None)
+        if common.get("model"):
+            sub.add_argument("model_file", metavar="MODEL", help="a file that train wrote")
+        if common.get("data"):
+            sub.add_argument("data", metavar="DATA", help="mnist, mnist-test, digits, or a file")
+            sub.add_argument(
+                "--binarize",
+                choices=("stochastic", "threshold"),
+                help="turn rows into bits, once (seed 0)",
+            )
+        sub.add_argument("--seed", type=int, help="of all random numbers")
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+        sub.add_argument("--image-shape", type=_shape, help="height,width of a row")
+        return sub
+
+    sub = command("train", train, data=True)
+    sub.add_argument("--model", help=", ".join(registered(EnergyModel)) + "; default: RBM")
+    sub.add_argument("--trainer", help=", ".join(registered(Trainer)) + "; default: the model's")
+    sub.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="of the model")
+    sub.add_argument("-t", action="append", default=[], metavar="NAME=VALUE", help="of the trainer")
+    sub.add_argument("--out", required=True, metavar="FILE.h5", help="model and checkpoint")
+    sub.add_argument("--resume", action="store_true", help="go on from FILE.h5 if it is there")
+    sub.add_argument("--checkpoint-every", type=int, default=1, metavar="EPOCHS")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = command("sample", sample, model=True)
+    sub.add_argument("-n", type=int, default=64)
+    sub.add_argument("--steps", type=int, default=1000)
+    sub.add_argument("--beta", type=float, default=1.0, help="inverse temperature")
+    sub.add_argument("--out", required=True, help=".png, .npy, .npz or .h5")
+
+    sub = command("features", features, model=True, data=True)
+    sub.add_argument("--out", required=True, help=".npy, .npz or .h5, arrays X and y")
+
+    sub = command("evaluate", evaluate, model=True, data=True)
+    sub.add_argument("--chains", type=int, default=100)
+    sub.add_argument("--temperatures", type=int, default=1000)
+
+    sub = command("diagnose", diagnose_model, model=True, data=True)
+    sub.add_argument("--out", help="a picture (.png, needs matplotlib)")
+
+    sub = command("plot", plot, model=True)
+    sub.add_argument("what", choices=("filters", "samples", "curves"))
+    sub.add_argument("-n", type=int, default=100)
+    sub.add_argument("--out", required=True, help=".png")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
