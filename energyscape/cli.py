@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (EnergyscapeError, ValueError, TypeError, OSError) as error:
+    except (EnergyscapeError, ValueError, TypeError, OSError, ImportError) as error:
         _complain(error)
         return 1
     return 0
@@ -92,12 +92,10 @@ def _value(node: ast.expr, text: str) -> Any:
             raise UsageError(f"{text}: {error}") from error
     if isinstance(node, ast.List):
         return [_value(item, text) for item in node.elts]
-    if isinstance(node, ast.Name):
-        return text
     try:
         return ast.literal_eval(node)
-    except ValueError:
-        return text
+    except (ValueError, TypeError):
+        return ast.get_source_segment(text, node)
 
 
 def _settings(pairs: list[str], flag: str) -> dict[str, Any]:
@@ -130,6 +128,25 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
+    return int(text)
+
+
+_ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+
+
+def _check_out(out: str, *suffixes: str) -> Path:
+    """The file to write, refused before any work is done for it."""
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent} to write {path.name} to")
+    if suffixes and path.suffix not in suffixes:
+        raise UsageError(f"{out!r} must end in {', '.join(suffixes)}")
+    return path
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -142,32 +159,42 @@ def _data(options: argparse.Namespace, spec: str) -> Table:
     return table
 
 
-def _refuse_scale(model: Any, table: Table) -> None:
-    complaint = range_complaint(model, table.X)
+def _refuse_rows(model: Any, table: Table) -> None:
+    """Raise for what no model could take, or what is of the wrong scale for this one."""
+    X = table.X
+    if len(X.shape) != 2 or 0 in X.shape or X.dtype.kind not in "fiub":
+        raise ValueError(f"rows of numbers are wanted, got shape {X.shape} of dtype {X.dtype}")
+    complaint = range_complaint(model, X)
     if complaint is not None:
         raise ValueError(complaint)
 
 
 def train(options: argparse.Namespace) -> None:
     """Train a model and write it; the file is a checkpoint until the last epoch is done."""
-    table, out = _data(options, options.data), Path(options.out)
-    if not out.parent.is_dir():
-        raise UsageError(f"there is no folder {out.parent} to write {out.name} to")
+    out, table = _check_out(options.out), _data(options, options.data)
     if options.resume and out.exists():
         model = _stored(options, out)
         _log.info("resuming %s at epoch %d", out, model.n_iter_)
     else:
         model = _requested(options)
-    _refuse_scale(model, table)
-    model.image_shape_ = options.image_shape or table.image_shape
+    _refuse_rows(model, table)
+    model.image_shape_ = _rows_shape(options, model, table)
     fit = model.resume if hasattr(model, "seed_") else model.fit
     checkpoint = Checkpoint(out, every=options.checkpoint_every)
     own = list(model.trainer.callbacks)
     model.trainer.set_params(callbacks=[*own, JsonLines("-"), checkpoint])
     fit(table.X)
-    model.trainer_.set_params(callbacks=own)
+    for trainer in (model.trainer, model.trainer_):
+        trainer.set_params(callbacks=own)
     model.save(out)
     _emit({"out": str(out), "epochs": model.n_iter_, "seed": model.seed_})
+
+
+def _rows_shape(options: argparse.Namespace, model: Any, table: Table) -> tuple[int, ...] | None:
+    shape, width = options.image_shape, table.X.shape[1]
+    if shape is not None and math.prod(shape) != width:
+        raise UsageError(f"--image-shape {shape[0]},{shape[1]} does not hold {width} features")
+    return shape or table.image_shape or getattr(model, "image_shape_", None)
 
 
 def _requested(options: argparse.Namespace) -> Any:
@@ -182,13 +209,15 @@ def _requested(options: argparse.Namespace) -> Any:
     if options.trainer:
         model.trainer = _construct(options.trainer, Trainer, trainer)
     else:
+        if "optimizer" in trainer:  # in the place of the rate that the default comes with
+            trainer = {"learning_rate": None} | trainer
         model.trainer = _configured(model.default_trainer(), trainer)
     return model
 
 
 def _stored(options: argparse.Namespace, path: Path) -> Any:
     """The interrupted model; options that describe another one are refused, -t may add epochs."""
-    model = energyscape.load(path)
+    model = _single(path)
     found = {"--model": type(model).__name__, "--trainer": type(model.trainer_).__name__}
     found |= {"--seed": model.seed_}
     asked = {"--model": options.model, "--trainer": options.trainer, "--seed": options.seed}
@@ -199,7 +228,9 @@ def _stored(options: argparse.Namespace, path: Path) -> Any:
         if value is not None and to_tree(found[name]) != to_tree(value):
             raise UsageError(f"{path} has {name}={found[name]}, not {value}; train anew without it")
     trainer = model.trainer_
-    own = [c for c in trainer.callbacks if not isinstance(c, Checkpoint | JsonLines)]
+    own = list(trainer.callbacks)
+    if [type(c) for c in own[-2:]] == [JsonLines, Checkpoint] and own[-2].path == "-":
+        own = own[:-2]  # those that train had added
     trainer = _configured(trainer.set_params(callbacks=own), _settings(options.t, "-t"))
     return model.set_params(trainer=trainer, device=options.device, verbose=int(not options.quiet))
 
@@ -213,30 +244,31 @@ def _configured(trainer: Any, settings: dict[str, Any]) -> Any:
 
 def sample(options: argparse.Namespace) -> None:
     """Draw samples from a trained model into a picture or an array file."""
-    model = _load(options)
+    out, model = _check_out(options.out, ".png", *_ARRAYS), _load(options)
     S = model.sample(options.n, n_steps=options.steps, beta=options.beta, random_state=options.seed)
-    if Path(options.out).suffix == ".png":
-        save_grid(options.out, S, image_shape=_image_shape(options, model), scale="all")
+    if out.suffix == ".png":
+        save_grid(out, S, image_shape=_image_shape(options, model), scale="all")
     else:
-        _write_arrays(options.out, {"X": to_host(S)})
+        _write_arrays(out, {"X": to_host(S)})
     _emit({"out": options.out, "samples": options.n, "steps": options.steps})
 
 
 def features(options: argparse.Namespace) -> None:
     """Features (and labels, where DATA has them) into a file that any classifier can read."""
+    out = _check_out(options.out, *_ARRAYS)
     model, table = _load(options), _data(options, options.data)
-    _refuse_scale(model, table)
+    _refuse_rows(model, table)
     arrays = {"X": to_host(model.transform(table.X))}
     if table.y is not None:
         arrays["y"] = table.y
-    _write_arrays(options.out, arrays)
+    _write_arrays(out, arrays)
     _emit({"out": options.out, "rows": len(arrays["X"]), "features": arrays["X"].shape[1]})
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Mean log-likelihood of rows with both bounds, and the reconstruction error."""
     model, table = _load(options), _data(options, options.data)
-    _refuse_scale(model, table)
+    _refuse_rows(model, table)
     ais = AIS(options.chains, options.temperatures)
     bounds = model.log_likelihood_bounds(table.X, ais, options.seed)
     X = np.asarray(table.X)
@@ -258,6 +290,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def diagnose_model(options: argparse.Namespace) -> None:
     """What is wrong with a model: findings as JSON lines, the report on stderr, a picture."""
+    if options.out:
+        _check_out(options.out, ".png")
     model, table = _load(options), _data(options, options.data)
     result = diagnose(model, table.X, image_shape=_image_shape(options, model))
     for finding in result.findings:
@@ -270,6 +304,7 @@ def diagnose_model(options: argparse.Namespace) -> None:
 
 def plot(options: argparse.Namespace) -> None:
     """A picture of a model: filters, samples or learning curves."""
+    _check_out(options.out, ".png")
     model = _load(options)
     shape = _image_shape(options, model)
     if options.what == "filters":
@@ -283,28 +318,29 @@ def plot(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> Any:
-    model = energyscape.load(options.model_file)
+    return _single(options.model_file).set_params(device=options.device)
+
+
+def _single(path: str | Path) -> Any:
+    model = energyscape.load(path)
     if not isinstance(model, EnergyModel):
-        raise UsageError(f"{options.model_file} holds a {type(model).__name__}, not a single model")
-    return model.set_params(device=options.device)
+        raise UsageError(f"{path} holds a {type(model).__name__}, not a single model")
+    return model
 
 
 def _image_shape(options: argparse.Namespace, model: Any) -> tuple[int, ...] | None:
     return options.image_shape or getattr(model, "image_shape_", None)
 
 
-def _write_arrays(out: str, arrays: dict[str, np.ndarray]) -> None:
-    suffix = Path(out).suffix
-    if suffix == ".npy":
+def _write_arrays(out: Path, arrays: dict[str, np.ndarray]) -> None:
+    if out.suffix == ".npy":
         np.save(out, arrays["X"])
-    elif suffix == ".npz":
+    elif out.suffix == ".npz":
         np.savez(out, **arrays)  # type: ignore[arg-type]
-    elif suffix in (".h5", ".hdf5"):
+    else:
         with h5py.File(out, "w") as file:
             for name, array in arrays.items():
                 file[name] = array
-    else:
-        raise UsageError(f"{out!r} must end in .npy, .npz or .h5 (samples also in .png)")
 
 
 # ---------------------------------------------------------------- arguments
@@ -339,11 +375,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-t", action="append", default=[], metavar="NAME=VALUE", help="of the trainer")
     sub.add_argument("--out", required=True, metavar="FILE.h5", help="model and checkpoint")
     sub.add_argument("--resume", action="store_true", help="go on from FILE.h5 if it is there")
-    sub.add_argument("--checkpoint-every", type=int, default=1, metavar="EPOCHS")
+    sub.add_argument("--checkpoint-every", type=_count, default=1, metavar="EPOCHS")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = command("sample", sample, model=True)
-    sub.add_argument("-n", type=int, default=64)
+    sub.add_argument("-n", type=_count, default=64)
     sub.add_argument("--steps", type=int, default=1000)
     sub.add_argument("--beta", type=float, default=1.0, help="inverse temperature")
     sub.add_argument("--out", required=True, help=".png, .npy, .npz or .h5")
@@ -360,7 +396,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("plot", plot, model=True)
     sub.add_argument("what", choices=("filters", "samples", "curves"))
-    sub.add_argument("-n", type=int, default=100)
+    sub.add_argument("-n", type=_count, default=100)
     sub.add_argument("--out", required=True, help=".png")
     return parser
 

@@ -42,10 +42,22 @@ def image_grid(
     -------
     array, shape (H, W) or (H, W, 3), uint8
         With a one-pixel frame around each image.
+
+    Raises
+    ------
+    ValueError
+        If there is no image, its shape does not fit, or a value is not finite.
     """
     if scale not in ("each", "all"):
         raise ValueError(f"scale must be 'each' or 'all', got {scale!r}")
     images = np.asarray(to_host(rows), np.float64)
+    if images.ndim not in (2, 3, 4) or images.size == 0 or images.shape[3:] not in ((), (3,)):
+        raise ValueError(
+            "at least one image (n_pixels,), (h, w) or (h, w, 3) is wanted, got shape "
+            f"{images.shape}"
+        )
+    if not np.isfinite(images).all():
+        raise ValueError("the images contain NaN or infinity")
     if images.ndim == 2:
         images = images.reshape(len(images), *_shape_of(images.shape[1], image_shape))
     axes = tuple(range(1, images.ndim)) if scale == "each" else None
@@ -73,8 +85,12 @@ def save_grid(path: str | os.PathLike[str], rows: Any, zoom: int = 2, **options:
 
 def save_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
     """Write 8-bit grey (h, w) or RGB (h, w, 3) pixels as a PNG file (ISO/IEC 15948)."""
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
-        raise ValueError(f"uint8 of shape (h, w) or (h, w, 3) is wanted, got {pixels.shape}")
+    fits = pixels.ndim in (2, 3) and pixels.shape[2:] in ((), (3,)) and pixels.size > 0
+    if pixels.dtype != np.uint8 or not fits:
+        raise ValueError(
+            f"uint8 of shape (h, w) or (h, w, 3) is wanted, got {pixels.dtype} of shape "
+            f"{pixels.shape}"
+        )
     height, width = pixels.shape[:2]
     color = 0 if pixels.ndim == 2 else 2
     lines = pixels.reshape(height, -1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Generator
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +23,16 @@ threadpool_limits(1)
 def pytest_report_header(config: pytest.Config) -> str:
     status = backend.gpu_status()
     return f"energyscape: GPU {status.name if status.usable else 'not used: ' + status.reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    """Where every oracle must be there (``ENERGYSCAPE_ORACLES=required``), a missing one fails."""
+    report = yield
+    required = os.environ.get("ENERGYSCAPE_ORACLES") == "required"
+    if required and report.skipped and "is not installed" in str(report.longrepr):
+        report.outcome = "failed"
+    return report
 
 
 def _forget_cupy() -> None:

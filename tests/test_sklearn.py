@@ -272,29 +272,45 @@ def test_values_off_the_unit_interval_warn_with_the_remedy(X: Any, remedy: str) 
         RBM(4, trainer=PCD(n_epochs=1)).partial_fit(X)
 
 
-@pytest.mark.filterwarnings("ignore::energyscape.errors.DataRangeWarning")
-@pytest.mark.parametrize("model", [RBM, GaussianRBM])
-@pytest.mark.parametrize("kind", ["bytes", "integers", "far", "constant", "wide", "one row"])
-def test_defaults_stay_finite_on_any_scale(model: type, kind: str) -> None:
+def _awkward(kind: str) -> np.ndarray:
+    """Rows that a model of bits in [0, 1], or of standardised reals, would not expect."""
     rng = np.random.default_rng(0)
-    from energyscape.data import load_digits
+    if kind == "bytes":
+        from energyscape.data import load_digits
 
-    digits = load_digits()[0][:300]
-    X = {
-        "bytes": (digits * 255).astype(np.uint8),
+        return (load_digits()[0][:300] * 255).astype(np.uint8)
+    return {
         "integers": rng.integers(-1000, 1000, (200, 10)),
         "far": rng.normal(100, 1, (200, 10)).astype(np.float32),
         "constant": np.full((50, 5), 7.0),
         "wide": rng.normal(0, 1, (200, 6)) * 10.0 ** np.arange(-6, 6, 2),
         "one row": np.ones((1, 4)),
     }[kind]
-    fitted = model(16, trainer=None, random_state=0)
-    trainer = fitted.default_trainer().set_params(n_epochs=40)
-    fitted.set_params(trainer=trainer).fit(X)
-    assert all(np.isfinite(v).all() for v in fitted.params_.values())
-    assert np.isfinite(fitted.transform(X)).all()
-    assert np.isfinite(fitted.sample(3, n_steps=10)).all()
-    assert np.isfinite(fitted.score_samples(X)).all()
+
+
+def _all_finite(model: Any, X: np.ndarray) -> bool:
+    results = [model.transform(X), model.sample(3, n_steps=10), model.score_samples(X)]
+    return all(np.isfinite(v).all() for v in [*model.params_.values(), *results])
+
+
+@pytest.mark.filterwarnings("ignore::energyscape.errors.DataRangeWarning")
+@pytest.mark.parametrize("model", [RBM, GaussianRBM])
+@pytest.mark.parametrize("kind", ["bytes", "integers", "far", "constant", "wide", "one row"])
+def test_defaults_stay_finite_on_any_scale(model: type, kind: str) -> None:
+    trainer = model().default_trainer().set_params(n_epochs=40)
+    X = _awkward(kind)
+    assert _all_finite(model(16, trainer=trainer, random_state=0).fit(X), X)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::energyscape.errors.DataRangeWarning")
+@pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
+@pytest.mark.parametrize("model", [RBM, GaussianRBM])
+@pytest.mark.parametrize("kind", ["bytes", "integers", "far"])
+def test_plain_default_fits_stay_finite_on_any_scale(model: type, kind: str) -> None:
+    """The whole default training, as a user meets it who sets nothing."""
+    X = _awkward(kind)
+    assert _all_finite(model().fit(X), X)
 
 
 def test_asking_for_too_large_a_sum_says_what_else_there_is() -> None:

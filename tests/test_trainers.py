@@ -342,13 +342,13 @@ def test_averaging_shows_the_running_mean() -> None:
     assert not np.allclose(model._state.params["W"], model.params_["W"])
 
 
-def test_default_epochs_make_ten_thousand_updates() -> None:
-    trainer = PCD(batch_size=10)
-    trainer.settle(95)
-    assert trainer.n_epochs == 1000
+@pytest.mark.parametrize(
+    ("rows", "epochs"), [(30, 1000), (2000, 500), (1950, 500), (60_000, 17), (10_000_000, 10)]
+)
+def test_default_epochs_make_ten_thousand_updates(rows: int, epochs: int) -> None:
     trainer = PCD()
-    trainer.settle(10_000_000)
-    assert trainer.n_epochs == 10
+    trainer.settle(rows)
+    assert trainer.n_epochs == epochs
 
 
 # ---------------------------------------------------------------- bars and stripes

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from energyscape.backend import Array, Purpose, device_of, namespace, stream
+from energyscape.backend import Array, Purpose, device_of, stream
 from energyscape.corruptions import Binarize
 from energyscape.models.inputs import draw_seed
+from energyscape.sources import compute_dtype
 
 
 def binarize(X: Array, random_state: Any = None) -> Array:
@@ -31,7 +32,9 @@ def binarize(X: Array, random_state: Any = None) -> Array:
     Binarize : fresh bits for every batch while training.
     """
     _check_unit(X)
-    return Binarize()(X, stream(draw_seed(random_state), Purpose.TRANSFORM, 0, device_of(X)))
+    rng = stream(draw_seed(random_state), Purpose.TRANSFORM, 0, device_of(X))
+    bits = Binarize()(X.astype(compute_dtype(X.dtype), copy=False), rng)
+    return bits.astype(X.dtype, copy=False)
 
 
 def threshold(X: Array, level: float = 0.5) -> Array:
@@ -51,9 +54,8 @@ def threshold(X: Array, level: float = 0.5) -> Array:
 
 
 def _check_unit(X: Array) -> None:
-    xp = namespace(X)
     if X.dtype.kind != "f":
         raise ValueError(f"values in [0, 1] are wanted, X has dtype {X.dtype}; divide by its range")
-    lo, hi = float(xp.min(X)), float(xp.max(X))
+    lo, hi = float(X.min()), float(X.max())
     if not (lo >= 0 and hi <= 1):
         raise ValueError(f"values in [0, 1] are wanted, X has values in [{lo:.6g}, {hi:.6g}]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ def load_mnist(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     ------
     FileNotFoundError
         If a file is missing; the message says which one and where it was looked for.
+    ValueError
+        If a file is damaged or not what its name says.
 
     References
     ----------
@@ -72,7 +75,10 @@ def _read_idx(name: str, shape: tuple[int, ...]) -> np.ndarray:
             f"{path} is missing. load_mnist needs MNIST's four original .gz files in "
             f"{path.parent} (set ENERGYSCAPE_DATA to the folder that holds mnist/)"
         )
-    data = gzip.decompress(path.read_bytes())
+    try:
+        data = gzip.decompress(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not an idx file of shape {shape}: {error}") from error
     header = struct.pack(f">{1 + len(shape)}I", 0x800 + len(shape), *shape)
     if not data.startswith(header) or len(data) != len(header) + int(np.prod(shape)):
         raise ValueError(f"{path} is not an idx file of shape {shape}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +58,9 @@ def read_table(spec: str) -> Table:
     if spec in _KNOWN:
         return _KNOWN[spec]()
     name, colon, key = spec.rpartition(":")
-    path = Path(name if colon and Path(name).suffix in (".npz", ".h5", ".hdf5") else spec)
-    key = key if str(path) != spec else ""
+    if not colon or Path(name).suffix not in (".npz", ".h5", ".hdf5"):
+        name, key = spec, ""
+    path = Path(name)
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
@@ -77,19 +81,40 @@ def _flat(table: Table) -> Table:
     return table
 
 
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """One error, with the name of the file, for the many ways in which it may be broken."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
 def _read_npy(path: Path, key: str) -> Table:
-    mode: Any = "r" if path.stat().st_size > _IN_MEMORY else None
-    return Table(np.load(path, mmap_mode=mode, allow_pickle=False))
+    with _readable(path):
+        if path.stat().st_size > _IN_MEMORY:
+            return Table(np.lib.format.open_memmap(path, mode="r"))
+        with path.open("rb") as file:
+            X = np.load(file, allow_pickle=False)
+            if not isinstance(X, np.ndarray):
+                raise ValueError("it is an archive of arrays; call it .npz")
+            return Table(X)
 
 
 def _read_npz(path: Path, key: str) -> Table:
-    with np.load(path, allow_pickle=False) as arrays:
-        labels = np.asarray(arrays["y"]) if "y" in arrays else None
-        return Table(arrays[_pick(list(arrays), key, path)], labels)
+    with path.open("rb") as file:
+        with _readable(path):
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("it is a single array; call it .npy")
+        name = _pick(list(arrays), key, path)
+        with _readable(path):
+            return Table(arrays[name], arrays.get("y"))
 
 
 def _read_h5(path: Path, key: str) -> Table:
-    file = h5py.File(path, "r")
+    with _readable(path):
+        file = h5py.File(path, "r")
     found: list[str] = []
     file.visititems(lambda name, item: found.append(name) if hasattr(item, "dtype") else None)
     labels = file["y"][()] if "y" in found else None
@@ -106,6 +131,8 @@ def _pick(names: list[str], key: str, path: Path) -> str:
         return "X"
     if len(rows) == 1:
         return rows[0]
+    if not rows:
+        raise ValueError(f"{path} has no array of rows; there is {', '.join(names) or 'nothing'}")
     raise ValueError(f"{path} has several arrays ({', '.join(names)}); name one as {path}:NAME")
 
 
@@ -122,7 +149,7 @@ def _read_folder(path: Path) -> Table:
     images = []
     for file in files:
         with Image.open(file) as image:
-            images.append(np.asarray(image.convert("L"), np.float32) / 255)
+            images.append(_grey(image, file))
         if images[-1].shape != images[0].shape:
             raise ValueError(
                 f"{file} is {images[-1].shape}, but {files[0].name} is {images[0].shape}: a folder "
@@ -130,6 +157,15 @@ def _read_folder(path: Path) -> Table:
             )
     shape = images[0].shape
     return Table(np.stack(images).reshape(len(images), math.prod(shape)), None, shape)
+
+
+def _grey(image: Any, file: Path) -> np.ndarray:
+    """Pixels in [0, 1]; Pillow's own conversion would clip those of more than 8 bits at 255."""
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
+        return np.asarray(image).astype(np.float32) / np.float32(65535)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{file} has 32-bit pixels of an unknown range; save it with 8 or 16 bits")
+    return np.asarray(image.convert("L"), np.float32) / np.float32(255)
 
 
 _KNOWN: dict[str, Callable[[], Table]] = {

@@ -20,7 +20,8 @@ from energyscape.backend import Array, namespace
 from energyscape.optim import SGD, Moment, Optimizer
 from energyscape.verbs import Params, Pass
 
-_MIN_UPDATES, _MIN_EPOCHS = 10_000, 10
+# Enough updates to learn, but small data are not gone through until they are known by heart.
+_UPDATES, _FEWEST_EPOCHS, _MOST_EPOCHS = 10_000, 10, 1000
 
 
 @dataclass(slots=True)
@@ -84,7 +85,8 @@ class Trainer(BaseEstimator):
     def settle(self, n_rows: int) -> None:
         """Put numbers where None stood for "enough for this many training rows"."""
         if self.n_epochs is None:
-            self.n_epochs = max(_MIN_EPOCHS, -(-_MIN_UPDATES // self.updates_per_epoch(n_rows)))
+            wanted = -(-_UPDATES // self.updates_per_epoch(n_rows))
+            self.n_epochs = min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, wanted))
 
     def updates_per_epoch(self, n_rows: int) -> int:
         """Batches of an epoch; the last may be short."""

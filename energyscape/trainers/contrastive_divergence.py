@@ -76,7 +76,7 @@ class CD(_ChainContrast):
     n_chains : int, optional
         Negative rows per update, started at the batch's rows in turn. Default: one per row.
     n_epochs : int, optional
-        Default: as many as make 10,000 updates, at least 10.
+        Default: as many as make 10,000 updates, at least 10 and at most 1000.
     batch_size : int, default 100
     learning_rate : float, optional
         Shorthand for ``optimizer=SGD(learning_rate)``; default 0.1.

@@ -1,0 +1,81 @@
+"""What the README says runs, and its table is that of the declared pairs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES
+
+from energyscape import cli
+from energyscape.models import RBM
+from energyscape.models.base import EnergyModel
+from energyscape.registry import registered
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
+def test_the_python_lines_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    on_cpu, on_gpu, more = blocks("python")
+    exec(on_cpu, scope)
+    assert scope["H"].shape == (1797, 64) and scope["S"].shape == (100, 64)
+    # Each side is a bound in expectation; the noise of 100 chains is far below half a nat here.
+    assert scope["low"] < scope["high"] + 0.5
+    assert "cupy" in on_gpu
+    exec(more, scope)
+    np.testing.assert_array_equal(scope["painted"][:, :32], np.tile(scope["X"][0][:32], (10, 1)))
+    assert "RBM" in capsys.readouterr().out
+
+
+def test_the_lines_for_a_gpu_run(fake_cupy: Any) -> None:
+    rng = np.random.default_rng(0)
+    scope = {"X": rng.random((20, 64), np.float32), "RBM": _short_rbm}
+    exec(blocks("python")[1], scope)
+    assert isinstance(scope["H"], fake_cupy.ndarray) and isinstance(scope["S"], fake_cupy.ndarray)
+
+
+def _short_rbm(**settings: Any) -> RBM:
+    from energyscape.trainers import PCD
+
+    return RBM(trainer=PCD(n_epochs=1), **settings)
+
+
+@pytest.mark.slow
+def test_the_command_lines_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = [b for b in blocks("bash") if b.startswith("energyscape")]
+    for line in block.replace("\\\n", " ").splitlines():
+        assert cli.main(shlex.split(line, comments=True)[1:]) == 0, line
+    made = {p.name for p in tmp_path.iterdir()}
+    assert made == {"rbm.h5", "samples.png", "features.npz", "diagnosis.png", "filters.png"}
+
+
+def test_the_table_names_every_model_and_its_trainers() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", README, re.M)
+    assert {name for name, _ in rows} == set(registered(EnergyModel))
+    for name, cells in rows:
+        declared = {
+            trainer.__name__
+            for case in CASES
+            if type(case.make()).__name__ == name
+            for trainer in case.trainers
+        }
+        assert set(re.findall(r"`([A-Z]+)`", cells.split("|")[2])) == declared
+
+
+def test_what_the_readme_points_to_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target

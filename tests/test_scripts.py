@@ -1,0 +1,46 @@
+"""The examples run, and leave what they say they leave."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from energyscape import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(script: str, *words: str | Path) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, words)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_its_files_and_figures(tmp_path: Path) -> None:
+    said = run("demo.py", "--bundled", "--out", tmp_path / "demo")
+    made = {p.name for p in (tmp_path / "demo").iterdir()}
+    assert made == {"rbm.h5", "filters.png", "real_and_samples.png", "curves.png"}
+    for what in ("forward", "reverse", "raw pixels", "RBM features"):
+        assert what in said
+    said = run("sample.py", tmp_path / "demo/rbm.h5", "digits", "--out", tmp_path / "pictures")
+    for name in ("samples.png", "painted_in.png"):
+        with Image.open(tmp_path / "pictures" / name) as image:
+            image.verify()
+
+
+@pytest.mark.slow
+def test_features_from_the_command_line_go_into_a_classifier(tmp_path: Path, capsys) -> None:
+    model, features = tmp_path / "m.h5", tmp_path / "f.npz"
+    assert cli.main(["train", "digits", "-t", "n_epochs=50", "--quiet", "--out", str(model)]) == 0
+    assert cli.main(["features", str(model), "digits", "--out", str(features)]) == 0
+    error = float(run("classify.py", features, features).split()[-2])
+    assert error < 10  # on its own training rows; one class of ten would be 90
