@@ -27,6 +27,7 @@ def options(doc: str, threads: int = 2, **extra: dict[str, Any]) -> argparse.Nam
     for name, settings in extra.items():
         parser.add_argument("--" + name.replace("_", "-"), **settings)
     chosen = parser.parse_args()
+    chosen.commit = commit()  # of the code that is imported next, not of what it is at the end
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ[f"{library}_NUM_THREADS"] = str(chosen.threads)
     sys.path.insert(0, str(HERE.parent))
@@ -84,7 +85,7 @@ def write(
     words = [Path(sys.argv[0]).name, *(w for w in sys.argv[1:] if w != "--dry")]
     made = [
         f"`python benchmarks/{' '.join(words)}`",
-        f"{datetime.date.today()}, commit {commit()}",
+        f"{datetime.date.today()}, commit {chosen.commit}",
         f"{chosen.threads} thread(s)",
         machine(),
     ]

@@ -17,10 +17,10 @@ from common import Clock, options, table, write
 # learning rate, epochs of 600 updates, further settings of PCD
 RECIPES = {
     20: (0.3, 60, {}),
-    500: (0.1, 160, {}),
+    500: (0.2, 100, {"n_chains": 200, "averaging": 0.1}),
 }
 PUBLISHED = {
-    20: "published PCD -150.1, CD-25 not given; target -136 within 2 minutes",
+    20: "published PCD -150.1; target -136 within 2 minutes",
     500: "published PCD -101.3, CD-25 -86.34; target -86.3 within 15 minutes",
 }
 CHAINS, TEMPERATURES, BEND, RAISE_ROWS = 500, 10_000, 3.0, 200
@@ -78,10 +78,12 @@ def main() -> None:
     if chosen.out:
         model.save(chosen.out)
     record = {"seconds": seconds, "epochs": epochs, "learning_rate": rate, **more}
+    chains = more.get("n_chains", model.trainer_.batch_size)
+    average = ", parameters averaged over the last tenth" if "averaging" in more else ""
     lines = [
         f"RBM({chosen.units}), PCD-1, learning rate {rate} falling linearly to 0, {epochs} "
-        f"epochs of 600 updates, {model.trainer_.batch_size} rows and as many chains per "
-        f"update{', ' + str(more) if more else ''}; training took **{seconds:.0f} s**. "
+        f"epochs of 600 updates, batches of {model.trainer_.batch_size}, {chains} chains"
+        f"{average}; training took **{seconds:.0f} s**. "
         f"({PUBLISHED[chosen.units]})"
     ]
     if chosen.units == 20:

@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s")
     options = _parser().parse_args(arguments)
+    _log.setLevel(logging.WARNING if getattr(options, "quiet", True) else logging.INFO)
     try:
         options.run(options)
     except UsageError as error:

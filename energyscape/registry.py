@@ -22,7 +22,7 @@ _LEFT_OUT = object()
 
 
 def register(cls: C) -> C:
-    """Make ``cls`` known by its name to files, errors and the command line.
+    """Make ``cls`` known by its name to files, errors and what runs in this process.
 
     Parameters
     ----------

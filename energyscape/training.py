@@ -28,7 +28,7 @@ from energyscape.optim import Moment
 from energyscape.registry import register
 from energyscape.sources import Rows
 from energyscape.trainers.base import Batch
-from energyscape.verbs import Params
+from energyscape.verbs import Params, speaks
 
 __all__ = ["Checkpoint", "EarlyStopping", "JsonLines"]
 
@@ -192,8 +192,9 @@ class Monitor:
         if self.valid is not None:
             info["energy_valid"] = model.free_energy(params, self.valid).mean()
             info["energy_gap"] = info["energy_valid"] - info["energy_train"]
-        mean = model.decode(params, model.encode(params, self.train))
-        info["reconstruction"] = ((self.train - mean) ** 2).mean()
+        if not speaks(model, ("encode", "decode")):
+            mean = model.decode(params, model.encode(params, self.train))
+            info["reconstruction"] = ((self.train - mean) ** 2).mean()
         rng = stream(plan.seed, Purpose.REPORT, state.epoch + 2, plan.device)
         info |= self.trainer.report(model, params, state.carry, rng)
         return {k: v if isinstance(v, int) else float(v) for k, v in info.items()}

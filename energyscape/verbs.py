@@ -29,7 +29,11 @@ VERBS: dict[str, str] = {
     "sample_visible": "(params, h, rng, beta=1, base=None) → x ~ p(x | h)",
     "encode": "(params, x) → mean code given x",
     "decode": "(params, h) → mean of x given a code",
+    "joint_energy": "(params, x, h) → (n,) float64: E(x, h; θ), before h is summed out",
+    "event_shape": "(params) → shape of one x",
+    "param_shapes": "(n_features) → {name: shape}, which files are checked against",
     "log_partition": "(params) → exact log Z as a float",
+    "enumerable_units": "(params) → units that log_partition sums over, 0 for a formula",
     "sample_exact": "(params, n, rng) → exact draws of x",
     "base_measure": "(params) → parameters of a tractable distribution near the data",
     "base_log_partition": "(params, base) → its exact log Z",
@@ -121,6 +125,14 @@ def obstacle(model: Any, trainer: Any) -> str | None:
     if domains and model.domain not in domains:
         return f"it needs {' or '.join(domains)} units; {type(model).__name__}'s are {model.domain}"
     return None
+
+
+def need(model: Any, verbs: tuple[str, ...], what: str) -> None:
+    """Raise `CapabilityError` if ``model`` lacks one of the ``verbs`` that ``what`` is made of."""
+    missing = speaks(model, verbs)
+    if missing:
+        needed = ", ".join(f"{verb}{VERBS[verb]}" for verb in missing)
+        raise CapabilityError(f"{what} needs {needed}, which {type(model).__name__} does not offer")
 
 
 def require(model: Any, trainer: Any) -> None:

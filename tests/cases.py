@@ -1,8 +1,8 @@
 """One row per model: what it is made with, small data, and the trainers that fit it.
 
-Every law, every trainer law and scikit-learn's own checks run over these rows, so a new model
-inherits them by adding one. ``trainers`` are the declared pairs; every other registered trainer
-must refuse the model.
+Laws, files, trainer pairs and the agreement of NumPy and CuPy run over these rows, so a new model
+inherits them by adding one; scikit-learn's own checks have their list in test_sklearn.py.
+``trainers`` are the declared pairs; every other registered trainer must refuse the model.
 """
 
 from __future__ import annotations

@@ -71,7 +71,21 @@ class InputGradientWithoutVariance(GaussianRBM):
         return x - self.decode(params, hidden)
 
 
+class NotAdditive(RBM):
+    """The verb is right, the pass forgets the signs of the weights."""
+
+    def free_energy_grad(self, params: Any, x: Any, weights: Any) -> Any:
+        return super().forward(params, x).grad(weights)
+
+    def forward(self, params: Any, x: Any, beta: Any = 1.0, base: Any = None) -> Any:
+        passed = super().forward(params, x, beta, base)
+        grad = passed.grad
+        passed.grad = lambda weights: grad(abs(weights))  # type: ignore[method-assign]
+        return passed
+
+
 BROKEN = [
+    (NotAdditive, "gradient_is_additive"),
     (WrongSign, "gradient_is_central_difference"),
     (WritesToParams, "read-only"),
     (MeanNotSum, "gradient_is_central_difference"),

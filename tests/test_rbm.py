@@ -9,8 +9,10 @@ from cases import CASES
 
 from energyscape.backend import Purpose, stream
 from energyscape.errors import CapabilityError
+from energyscape.evaluation import find_learning_rate
 from energyscape.evaluation.laws import generic_params
 from energyscape.models import RBM, GaussianRBM
+from energyscape.trainers import CD
 
 BITS, REALS = CASES[0].data, CASES[2].data
 
@@ -156,3 +158,24 @@ def test_pseudo_likelihood_is_the_sum_of_conditionals() -> None:
         flipped = np.arange(len(v)) ^ (1 << i)
         wanted += log_p - np.logaddexp(log_p, log_p[flipped])
     np.testing.assert_allclose(model.pseudo_log_likelihood(v), wanted, atol=1e-9)
+
+
+class WithoutBase(RBM):
+    base_measure = None
+    encode = None
+
+
+def test_missing_verbs_are_named_where_they_are_wanted() -> None:
+    """What a model does not offer is said at the call, and costs no more than that call."""
+    X = (np.random.default_rng(0).random((30, 40)) < 0.5).astype(np.float32)
+    model = WithoutBase(30, trainer=CD(n_epochs=2), random_state=0).fit(X)
+    assert "reconstruction" not in model.history_
+    for call in (
+        lambda: model.sample(3, n_steps=1),
+        lambda: model.log_likelihood_bounds(X),
+        lambda: model.score(X),
+        lambda: find_learning_rate(model, X),
+    ):
+        with pytest.raises(CapabilityError, match=r"needs .*base_measure\(params\)"):
+            call()
+    assert model.sample(30, start=X, n_steps=1).shape == X.shape

@@ -74,8 +74,3 @@ def test_the_table_names_every_model_and_its_trainers() -> None:
             for trainer in case.trainers
         }
         assert set(re.findall(r"`([A-Z]+)`", cells.split("|")[2])) == declared
-
-
-def test_what_the_readme_points_to_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target

@@ -116,10 +116,6 @@ class CategoricalRBM(EnergyModel):
         """Exact log Z."""
         return float(log_sum_exp(self.log_weights(params)[None])[0])
 
-    def enumerable_units(self, params: Params) -> int:
-        """None: log Z is a formula, so that scores are exact at every size."""
-        return 0
-
     def sample_exact(self, params: Params, n: int, rng: Any) -> Array:
         """``n`` independent draws of x, shape (n, n_features)."""
         p = softmax(self.log_weights(params)[None]).astype(params["W"].dtype)

@@ -109,7 +109,7 @@ def _read_npz(path: Path, key: str) -> Table:
                 raise ValueError("it is a single array; call it .npy")
         name = _pick(list(arrays), key, path)
         with _readable(path):
-            return Table(arrays[name], arrays.get("y"))
+            return Table(arrays[name], _labels(arrays.get("y"), arrays[name]))
 
 
 def _read_h5(path: Path, key: str) -> Table:
@@ -117,8 +117,13 @@ def _read_h5(path: Path, key: str) -> Table:
         file = h5py.File(path, "r")
     found: list[str] = []
     file.visititems(lambda name, item: found.append(name) if hasattr(item, "dtype") else None)
-    labels = file["y"][()] if "y" in found else None
-    return Table(file[_pick(found, key, path)], labels)
+    X = file[_pick(found, key, path)]
+    return Table(X, _labels(file["y"][()] if "y" in found else None, X))
+
+
+def _labels(y: np.ndarray | None, X: Any) -> np.ndarray | None:
+    """``y`` if it has one entry for each row: a file may hold labels of another array."""
+    return y if y is not None and X.shape and y.shape[:1] == X.shape[:1] else None
 
 
 def _pick(names: list[str], key: str, path: Path) -> str:

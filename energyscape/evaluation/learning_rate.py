@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
-from energyscape.backend import Purpose, namespace, on_device, stream
+from energyscape.backend import Purpose, on_device, stream, to_device
 from energyscape.errors import DivergenceError, SamplerWarning
 from energyscape.models.inputs import as_rows, draw_seed
 from energyscape.optim import Constant
+from energyscape.verbs import need
 
 _log = logging.getLogger("energyscape")
 _ROWS, _UPDATES, _HALVINGS = 2000, 300, 24
@@ -82,8 +83,9 @@ def _holds(trial: Any, x: Any) -> bool:
 
 def independent_score(model: Any, x: Any) -> float:
     """Mean log-likelihood of rows under the model's base measure: features that know no other."""
+    need(model, ("base_measure", "base_log_partition"), "find_learning_rate")
     params = model._params
     base = model.base_measure(params)
     with on_device(model._device):
-        energy = model.target(params, base, 0.0).energy(namespace(params["W"]).asarray(x))
+        energy = model.target(params, base, 0.0).energy(to_device(x, model._device))
     return -float(energy.mean()) - model.base_log_partition(params, base)

@@ -34,7 +34,7 @@ from energyscape.models.persistence import PersistenceMixin
 from energyscape.samplers import Clamped, Target
 from energyscape.sources import Rows, rows_per_block
 from energyscape.training import Plan, TrainState
-from energyscape.verbs import Params, Pass, require
+from energyscape.verbs import Params, Pass, need, require
 
 _log = logging.getLogger("energyscape")
 START_ROWS = 10_000
@@ -79,6 +79,10 @@ class EnergyModel(
     def feasible(self, params: Params) -> Params:
         """``params`` within the constraints; as they are by default."""
         return params
+
+    def enumerable_units(self, params: Params) -> int:
+        """Units that `log_partition` sums over (2^units states); by default log Z is a formula."""
+        return 0
 
     def target(self, params: Params, base: Params | None = None, beta: Any = 1.0) -> Target:
         """What a sampler sees of this model at ``params``."""
@@ -352,6 +356,7 @@ class EnergyModel(
             return self._points(start, "start", ((n, self.n_features_in_),))
         h = self._state.carry.get("chain/h")
         if h is None:
+            need(self, ("base_measure",), "sample without start= or persistent chains")
             base = self.base_measure(self._params)
             return self.target(self._params, base=base).sample_base(n, rng)
         h = h[namespace(h).arange(n) % len(h)]

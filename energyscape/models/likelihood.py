@@ -16,7 +16,7 @@ from energyscape.backend import Array, Purpose, on_device, stream, to_device, to
 from energyscape.models.inputs import as_rows, draw_seed
 from energyscape.samplers import AIS, PartitionEstimate
 from energyscape.samplers.ais import exact_partition
-from energyscape.verbs import Params
+from energyscape.verbs import Params, need, speaks
 
 # Enumerated without being asked up to 2^20 states (seconds), on request up to 2^25 (minutes).
 EXACT_UNITS = 20
@@ -99,12 +99,17 @@ class LikelihoodMixin:
 
     def _estimate_partition(self: Any) -> PartitionEstimate:
         params = self._params
-        if self.enumerable_units(params) <= EXACT_UNITS:
+        if self._sums_exactly(params):
             return exact_partition(self.log_partition(params))
         rng = stream(self.seed_, Purpose.PARTITION, 0, self._device)
         return AIS().run(self._path(params), rng)
 
+    def _sums_exactly(self: Any, params: Params) -> bool:
+        exact = not speaks(self, ("log_partition",))
+        return exact and self.enumerable_units(params) <= EXACT_UNITS
+
     def _path(self: Any, params: Params) -> Any:
+        need(self, ("base_measure", "base_log_partition"), "an estimate of log Z")
         base = self.base_measure(params)
         return self.target(params, base=base)
 
@@ -141,7 +146,7 @@ class LikelihoodMixin:
             path, verbose = self._path(params), bool(self.verbose)
             up = ais.run(path, stream(seed, Purpose.PARTITION, 1, self._device), verbose)
             rng = stream(seed, Purpose.PARTITION, 2, self._device)
-            if self.enumerable_units(params) <= EXACT_UNITS:
+            if self._sums_exactly(params):
                 draws = self.sample_exact(params, ais.n_chains, rng)
                 log_z = ais.reverse(path, draws, rng, True, verbose).log_partition
                 return LikelihoodBounds(-mean - log_z, -mean - up.log_partition, "model", up)
