@@ -13,27 +13,6 @@ from common import HERE, Clock, options, table, write
 CHAINS, REPEATS = 10_000, 20
 
 
-def small_model():
-    """A 10×6 RBM with |W| ~ 1 and its exact log Z by the tests' oracle."""
-    import numpy as np
-    import oracles
-
-    from energyscape.models import RBM
-
-    rng = np.random.default_rng(0)
-    model = RBM(6)
-    params = {
-        "W": rng.standard_normal((10, 6)),
-        "b": rng.standard_normal(10),
-        "c": rng.standard_normal(6),
-        "mean_v": np.full(10, 0.5),
-        "mean_h": np.full(6, 0.5),
-    }
-    v = oracles.states(10)
-    params["mean_v"] = np.exp(oracles.rbm_log_p(params)) @ v
-    return model, params
-
-
 def closed_forms(model, params) -> list[list[str]]:
     """Largest errors of F, ∂F/∂θ and πT."""
     import numpy as np
@@ -133,7 +112,11 @@ def main() -> None:
     chosen = options(__doc__)
     sys.path.insert(0, str(HERE.parent / "tests"))
     clock = Clock()
-    model, params = small_model()
+    from oracles import strong_rbm
+
+    from energyscape.models import RBM
+
+    model, params = RBM(6), strong_rbm()
     exact = closed_forms(model, params)
     ratios = unbiasedness(model, params)
     mnist, record = trained(chosen.threads)

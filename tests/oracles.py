@@ -30,6 +30,19 @@ def rbm_log_p(params: dict[str, np.ndarray]) -> np.ndarray:
     return logsumexp(joint, axis=1) - logsumexp(joint)
 
 
+def strong_rbm() -> dict[str, np.ndarray]:
+    """Parameters of a 10×6 RBM with |W| near 1, and the means of its own visible units."""
+    rng = np.random.default_rng(0)
+    params = {
+        "W": rng.standard_normal((10, 6)),
+        "b": rng.standard_normal(10),
+        "c": rng.standard_normal(6),
+        "mean_v": np.full(10, 0.5),
+        "mean_h": np.full(6, 0.5),
+    }
+    return params | {"mean_v": np.exp(rbm_log_p(params)) @ states(10)}
+
+
 def gaussian_rbm_log_p(params: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     """Log-density of rows as a mixture of 2^k Gaussians, one per hidden state."""
     W, b, c = params["W"], params["b"], params["c"]

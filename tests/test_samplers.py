@@ -92,18 +92,9 @@ def test_clamped_gibbs_draws_the_conditional() -> None:
 
 @pytest.fixture(scope="module")
 def strong() -> tuple[RBM, dict[str, np.ndarray], float]:
-    """A 10×6 RBM with |W| near 1, base rates of its own, and its exact log Z."""
-    rng = np.random.default_rng(0)
-    model = RBM(6)
-    params = {
-        "W": rng.standard_normal((10, 6)),
-        "b": rng.standard_normal(10),
-        "c": rng.standard_normal(6),
-        "mean_v": np.full(10, 0.5),
-        "mean_h": np.full(6, 0.5),
-    }
-    params["mean_v"] = model.sample_exact(params, 1000, stream(5, Purpose.SAMPLE)).mean(axis=0)
-    return model, params, oracles.rbm_log_z(params)
+    """A 10×6 RBM with |W| near 1, its parameters and exact log Z."""
+    params = oracles.strong_rbm()
+    return RBM(6), params, oracles.rbm_log_z(params)
 
 
 def _z_score(ratios: np.ndarray) -> float:
