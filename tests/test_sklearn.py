@@ -318,3 +318,21 @@ def test_asking_for_too_large_a_sum_says_what_else_there_is() -> None:
     model = RBM(30, trainer=PCD(n_epochs=1)).fit((rng.random((9, 40)) < 0.5).astype(np.float32))
     with pytest.raises(CapabilityError, match="log_likelihood_bounds"):
         model.log_partition(model.params_)
+
+
+def test_many_chains_move_in_blocks(monkeypatch: Any) -> None:
+    """Blocks draw fresh numbers, and starts and clamps of single rows stay with their rows."""
+    from energyscape.models import base
+
+    monkeypatch.setattr(base, "CHAINS_AT_ONCE", 7)
+    model = RBM(4, trainer=CD(n_epochs=1), random_state=0).fit(BITS)
+    start = np.repeat(BITS[:1], 20, axis=0)
+    kept = start.copy()
+    S = model.sample(20, start=start, n_steps=5)
+    np.testing.assert_array_equal(start, kept)
+    assert S.shape == (20, 7) and not np.array_equal(S[:7], S[7:14])
+    mask = np.zeros((20, 7), bool)
+    mask[np.arange(20), np.arange(20) % 7] = True
+    values = np.random.default_rng(0).integers(0, 2, (20, 7)).astype(np.float32)
+    S = model.sample(20, clamp=(mask, values), n_steps=5)
+    np.testing.assert_array_equal(S[mask], values[mask])

@@ -38,6 +38,9 @@ from energyscape.verbs import Params, Pass, need, require
 
 _log = logging.getLogger("energyscape")
 START_ROWS = 10_000
+# Chains that move together on a CPU: more of them leave its caches (measured: 20,000 chains of
+# 64 + 256 units take 5.0 µs a chain and step in one go, 1.6 µs by thousands).
+CHAINS_AT_ONCE = 1000
 
 
 class EnergyModel(
@@ -342,13 +345,20 @@ class EnergyModel(
         seed = self.seed_ if random_state is None else draw_seed(random_state)
         sampler = self.default_sampler() if sampler is None else sampler
         with on_device(self._device):
-            rng = stream(seed, Purpose.SAMPLE, 0, self._device)
-            target: Any = self.target(self._params, beta=beta)
-            x = self._start(n_samples, start, rng)
-            if clamp is not None:
-                target = Clamped(target, *self._clamp(clamp, n_samples))
-                x = target.hold(x)
-            x = sampler.run(target, x, n_steps, rng, bool(self.verbose))
+            x = self._start(n_samples, start, stream(seed, Purpose.SAMPLE, 0, self._device))
+            held = None if clamp is None else self._clamp(clamp, n_samples)
+            size = CHAINS_AT_ONCE if self._device == "cpu" else n_samples
+            parts = []
+            for i, lo in enumerate(range(0, n_samples, size)):
+                target: Any = self.target(self._params, beta=beta)
+                chains = x[lo : lo + size]
+                if held is not None:
+                    own = [a[lo : lo + size] if a.ndim == x.ndim else a for a in held]
+                    target = Clamped(target, *own)
+                    chains = target.hold(chains)
+                rng = stream(seed, Purpose.SAMPLE, 1 + i, self._device)
+                parts.append(sampler.run(target, chains, n_steps, rng, bool(self.verbose)))
+            x = parts[0] if len(parts) == 1 else namespace(x).concatenate(parts)
         return x if self._container == "cupy" else to_host(x)
 
     def _start(self, n: int, start: Any, rng: Any) -> Array:
