@@ -29,12 +29,14 @@ def load(bundled: bool) -> tuple[str, tuple, tuple, PCD, int]:
         except FileNotFoundError as error:
             print(f"{error}\nTaking scikit-learn's bundled digits instead.\n")
         else:
-            trainer = PCD(n_epochs=30, learning_rate=0.1, batch_transform=bits)
+            trainer = PCD(
+                n_epochs=20, learning_rate=0.2, n_chains=200, averaging=0.1, batch_transform=bits
+            )
             return "MNIST, 28×28", train, test, trainer, 500
     X, y = load_digits()
     order = np.random.default_rng(0).permutation(len(X))
     X, y = X[order], y[order]
-    trainer = PCD(n_epochs=1000, learning_rate=0.05, batch_transform=bits)
+    trainer = PCD(n_epochs=600, learning_rate=0.1, averaging=0.1, batch_transform=bits)
     return "bundled digits, 8×8", (X[:1400], y[:1400]), (X[1400:], y[1400:]), trainer, 100
 
 

