@@ -25,6 +25,8 @@ from energyscape.trainers import PCD
 from energyscape.verbs import Param, Params, as_column
 
 _LOG_2PI = math.log(2 * math.pi)
+# Share of the draws in which a unit of a new GaussianRBM is on.
+_RARE = 0.01
 
 
 @register
@@ -294,9 +296,12 @@ n_features_in_, seed_, trainer_
     # ------------------------------------------------------------ verbs
 
     def init_params(self, x: Array, rng: Any) -> Params:
-        """The data's Gaussian along its leading axes (`thermometer_code`), small random W besides.
+        """The data's Gaussian along its leading axes (`thermometer_code`), rare units besides.
 
-        With a fixed ``variance`` the factorial Gaussian of the data and small random W alone.
+        With a fixed ``variance`` rare units alone: each adds a random direction of length σ to a
+        Gaussian around the mean, in one percent of the draws. From much shorter weights, or from
+        units that are half on, learning does not get away on whitened data, whose covariance has
+        nothing to offer (Melchior, Wang, Wiskott, 2017, start likewise).
         """
         xp = namespace(x)
         mean = x.mean(axis=0, dtype=np.float64)
@@ -305,8 +310,8 @@ n_features_in_, seed_, trainer_
         average = float(spread.mean())
         spread = xp.maximum(spread, 1e-6 * average) if average > 0 else xp.ones_like(spread)
         W = rng.normal((x.shape[1], self.n_components), x.dtype).astype(np.float64)
-        W *= 0.1 / math.sqrt(x.shape[1])
-        bias = xp.zeros(self.n_components)
+        W /= math.sqrt(x.shape[1])
+        bias = math.log(_RARE) - 0.5 * (W * W).sum(axis=0)
         if self._fixed:
             var = xp.full_like(spread, self.variance)
             W *= xp.sqrt(var)[:, None]
@@ -335,8 +340,12 @@ n_features_in_, seed_, trainer_
         return not isinstance(self.variance, str)
 
     def default_trainer(self) -> Any:
-        """PCD with many chains at a low rate: real units mix slowly along correlated pixels."""
-        return PCD(n_chains=500, learning_rate=0.01)
+        """PCD with many chains at a low rate: real units mix slowly along correlated pixels.
+
+        Averaging keeps the noise of the last updates out of variances (digits, leading axes: 0.80
+        to 1.17 of the data's without, 0.93 to 1.05 with).
+        """
+        return PCD(n_chains=500, learning_rate=0.01, averaging=0.1)
 
     def check_settings(self) -> None:
         super().check_settings()
