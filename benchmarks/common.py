@@ -82,9 +82,10 @@ def write(
     chosen: argparse.Namespace, name: str, title: str, text: str, record: dict[str, Any]
 ) -> None:
     """Put the block ``name`` into RESULTS.md, with how it was made, and keep the record as JSON."""
-    words = [Path(sys.argv[0]).name, *(w for w in sys.argv[1:] if w != "--dry")]
+    words = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    words = re.sub(r" --dry| --out \S+", "", words)  # they change nothing in the figures
     made = [
-        f"`python benchmarks/{' '.join(words)}`",
+        f"`python benchmarks/{words}`",
         f"{datetime.date.today()}, commit {chosen.commit}",
         f"{chosen.threads} thread(s)",
         machine(),

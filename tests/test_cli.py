@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 import pytest
 from cases import CASES
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
@@ -26,6 +25,8 @@ from energyscape.models import RBM, GaussianRBM
 from energyscape.optim import SGD, LinearDecay
 from energyscape.trainers import CD, FPCD, PCD
 from energyscape.training import Checkpoint, EarlyStopping, JsonLines
+
+Image = pytest.importorskip("PIL.Image")  # absent where only the GPU tests run
 
 BITS = CASES[0].data.astype(np.float32)
 

@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 import pytest
 import sklearn.datasets
-from PIL import Image
 
 from energyscape.backend import Purpose, stream, to_host
 from energyscape.data import (
@@ -29,6 +28,8 @@ from energyscape.data import (
 from energyscape.data.reading import Table, read_table
 from energyscape.models import RBM
 from energyscape.trainers import PCD
+
+Image = pytest.importorskip("PIL.Image")  # absent where only the GPU tests run
 
 FALSE_ALARM = 1e-6
 

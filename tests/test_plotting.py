@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES
-from PIL import Image
 
 from energyscape.evaluation import diagnose
 from energyscape.models import RBM
 from energyscape.plotting import image_grid, save_curves, save_grid, save_png
 from energyscape.trainers import PCD
+
+Image = pytest.importorskip("PIL.Image")  # absent where only the GPU tests run
 
 FRAME = 128  # mid grey: round(127.5) to even
 
