@@ -39,6 +39,14 @@ def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::energyscape.errors.DataRangeWarning")
+@pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
+@parametrize_with_checks([RBM(), GaussianRBM()])
+def test_scikit_learn_checks_at_the_defaults(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_models_construct_without_arguments_and_clone(case: Case) -> None:
     model = type(case.make())()
