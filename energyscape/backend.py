@@ -249,10 +249,6 @@ class HostStream(Stream):
         """A random order of 0 … n-1."""
         return self._generator.permutation(n)
 
-    def integers(self, high: int, shape: Any) -> np.ndarray:
-        """Integers in [0, high)."""
-        return self._generator.integers(high, size=shape)
-
 
 class DeviceStream(Stream):
     """Counter-based Philox4x32-10 on the GPU (Salmon et al., 2011).

@@ -91,8 +91,14 @@ def _value(node: ast.expr, text: str) -> Any:
             return known[node.func.id](*values, **named)
         except TypeError as error:
             raise UsageError(f"{text}: {error}") from error
-    if isinstance(node, ast.List):
-        return [_value(item, text) for item in node.elts]
+    if isinstance(node, ast.List | ast.Tuple):
+        items = [_value(item, text) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {
+            _value(k, text): _value(v, text)  # type: ignore[arg-type]
+            for k, v in zip(node.keys, node.values, strict=True)
+        }
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):

@@ -112,7 +112,7 @@ def _restore(meta: dict[str, Any], arrays: Arrays) -> Any:
         estimator.set_file_state(meta["state"], arrays)
     except FileFormatError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FileFormatError(
             f"the file lacks a part of the model: {type(error).__name__}: {error}"
         ) from error
@@ -192,7 +192,7 @@ def _parse(data: bytes) -> tuple[dict[str, Any], Arrays]:
         raise FileFormatError(f"not a readable HDF5 file: {error}") from error
     try:
         meta = json.loads(found.pop("meta").tobytes().decode())
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise FileFormatError(f"its description is missing or malformed: {error}") from error
     if not isinstance(meta, dict):
         raise FileFormatError("its description is malformed")

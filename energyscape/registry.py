@@ -95,7 +95,9 @@ def _to_tree(value: Any, path: str) -> Any:
         return {"dict": {k: to_tree(v, f"{path}[{k!r}]") for k, v in value.items()}}
     name = type(value).__name__
     if _CLASSES.get(name) is type(value):
-        params = value.get_params(deep=False)  # type: ignore[attr-defined]
+        params = dict(value.get_params(deep=False))  # type: ignore[attr-defined]
+        if isinstance(params.get("random_state"), np.random.RandomState | np.random.Generator):
+            params["random_state"] = getattr(value, "seed_", None)  # the integer drawn from it
         return {"class": name, "params": {k: to_tree(v, f"{path}.{k}") for k, v in params.items()}}
     what = getattr(value, "__qualname__", name)
     warnings.warn(

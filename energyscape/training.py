@@ -28,7 +28,7 @@ from energyscape.optim import Moment
 from energyscape.registry import register
 from energyscape.sources import Rows
 from energyscape.trainers.base import Batch
-from energyscape.verbs import Params, speaks
+from energyscape.verbs import Params, check_count, speaks
 
 __all__ = ["Checkpoint", "EarlyStopping", "JsonLines"]
 
@@ -92,9 +92,13 @@ def run(
     DivergenceError
         If a parameter is no longer finite; the state is put back to the last good epoch first.
     KeyboardInterrupt
-        Likewise put back, and callbacks with an ``interrupted`` method are told.
+        Likewise put back, as after any other exception from within an epoch; callbacks with an
+        ``interrupted`` method are told.
     """
-    monitor = Monitor(model, trainer, rows, held_out, plan)
+    ends = [c.stopped for c in trainer.callbacks if hasattr(c, "stopped")]
+    if plan.span is not None and any([stopped(state) for stopped in ends]):
+        return
+    monitor = Monitor(model, trainer, state, rows, held_out, plan)
     per_epoch = trainer.updates_per_epoch(len(rows))
     good = _snapshot(state)
     bar = tqdm(
@@ -119,10 +123,10 @@ def run(
                 # A list, not a generator: every callback hears of every epoch.
                 if any([callback(model, state, info) for callback in trainer.callbacks]):
                     break
-        except KeyboardInterrupt:
+        except BaseException as error:
             _restore(state, good)
             for callback in trainer.callbacks:
-                if hasattr(callback, "interrupted"):
+                if isinstance(error, KeyboardInterrupt) and hasattr(callback, "interrupted"):
                     callback.interrupted(model, state)
             raise
 
@@ -135,7 +139,7 @@ def _epoch(model: Any, trainer: Any, state: TrainState, rows: Rows, plan: Plan, 
     order = stream(plan.seed, Purpose.ORDER, state.epoch)
     for i, raw in enumerate(rows.batches(trainer.batch_size, order)):
         rng = stream(plan.seed, Purpose.COLLECT, state.step, plan.device)
-        x = _prepared(trainer, raw, plan, state.step)
+        x = _prepared(trainer, raw, plan, state)
         sums = trainer.collect(model, state.params, state.carry, Batch(x, len(x)), rng)
         if i == per_epoch - 1:
             norm = _norm(sums)
@@ -147,16 +151,31 @@ def _epoch(model: Any, trainer: Any, state: TrainState, rows: Rows, plan: Plan, 
     return norm
 
 
-def _prepared(trainer: Any, raw: Array, plan: Plan, step: int) -> Array:
-    x = to_device(raw, plan.device)
+def _prepared(trainer: Any, raw: Array, plan: Plan, state: TrainState) -> Array:
+    x = _cast(to_device(raw, plan.device), state)
     if trainer.batch_transform is None:
         return x
-    return trainer.batch_transform(x, stream(plan.seed, Purpose.TRANSFORM, step, plan.device))
+    rng = stream(plan.seed, Purpose.TRANSFORM, state.step, plan.device)
+    return trainer.batch_transform(x, rng)
 
 
-def first_rows(trainer: Any, rows: Rows, n: int, plan: Plan, purpose: Purpose) -> Array:
+def _cast(x: Array, state: TrainState | None) -> Array:
+    """``x`` in the dtype of the parameters: rows of another fit may come in another one."""
+    if state is None:
+        return x
+    return x.astype(next(iter(state.params.values())).dtype, copy=False)
+
+
+def first_rows(
+    trainer: Any,
+    rows: Rows,
+    n: int,
+    plan: Plan,
+    purpose: Purpose,
+    state: TrainState | None = None,
+) -> Array:
     """Up to ``n`` random training rows on the device, as the trainer would see them."""
-    x = to_device(rows.sample(n, stream(plan.seed, purpose)), plan.device)
+    x = _cast(to_device(rows.sample(n, stream(plan.seed, purpose)), plan.device), state)
     if trainer.batch_transform is None:
         return x
     return trainer.batch_transform(x, stream(plan.seed, purpose, 1, plan.device))
@@ -168,24 +187,30 @@ class Monitor:
     shown = ("energy_train", "energy_gap", "reconstruction")
 
     def __init__(
-        self, model: Any, trainer: Any, rows: Rows, held_out: Rows | None, plan: Plan
+        self,
+        model: Any,
+        trainer: Any,
+        state: TrainState,
+        rows: Rows,
+        held_out: Rows | None,
+        plan: Plan,
     ) -> None:
         self.model, self.trainer, self.plan = model, trainer, plan
-        self.train = first_rows(trainer, rows, MONITOR_ROWS, plan, Purpose.REPORT)
+        self.train = first_rows(trainer, rows, MONITOR_ROWS, plan, Purpose.REPORT, state)
         self.valid = (
             None
             if held_out is None
-            else first_rows(trainer, held_out, MONITOR_ROWS, plan, Purpose.SPLIT)
+            else first_rows(trainer, held_out, MONITOR_ROWS, plan, Purpose.SPLIT, state)
         )
 
     def __call__(self, state: TrainState, norm: Array, seconds: float) -> dict[str, float]:
         model, plan, params = self.model, self.plan, state.params
-        progress = None if plan.span is None else min(1.0, state.epoch / plan.span)
-        last = Moment(state.epoch, state.step, progress)
+        progress = None if plan.span is None else min(1.0, (state.epoch - 1) / plan.span)
+        began = Moment(state.epoch - 1, state.step, progress)
         info: dict[str, Any] = {
             "epoch": state.epoch,
             "seconds": seconds,
-            "learning_rate": self.trainer.resolved_optimizer().rate(last),
+            "learning_rate": self.trainer.resolved_optimizer().rate(began),
             "grad_norm": norm,
             "energy_train": model.free_energy(params, self.train).mean(),
         }
@@ -271,6 +296,13 @@ class Checkpoint(BaseEstimator):
         self.path = path
         self.every = every
 
+    def validate(self) -> None:
+        """Raise for settings that would fail only after the first epoch."""
+        check_count("Checkpoint.every", self.every)
+        folder = Path(self.path).parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder} for Checkpoint to write to")
+
     def __call__(self, model: Any, state: TrainState, info: dict[str, float]) -> bool:
         if state.epoch % self.every == 0:
             self.interrupted(model, state)
@@ -309,8 +341,12 @@ class EarlyStopping(BaseEstimator):
                 f"EarlyStopping.monitor={self.monitor!r} is not in the history; there are "
                 f"{', '.join(info)}"
             )
+        return self.stopped(state)
+
+    def stopped(self, state: TrainState) -> bool:
+        """Whether the history says that it is over, as a resumed run asks before it goes on."""
         best, since = np.inf, 0
-        for value in state.history[self.monitor]:
+        for value in state.history.get(self.monitor, ()):
             best, since = (value, 0) if value < best - self.min_delta else (best, since + 1)
         return since >= self.patience
 

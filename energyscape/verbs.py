@@ -7,6 +7,7 @@ and in its dtype; energies are always float64.
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,10 @@ VERBS: dict[str, str] = {
     "sample_exact": "(params, n, rng) → exact draws of x",
     "base_measure": "(params) → parameters of a tractable distribution near the data",
     "base_log_partition": "(params, base) → its exact log Z",
-    "precondition": "(params, grads) → None: gradients to the model's step direction, in place",
-    "project": "(params, sums, rng) → None: constraints and buffers after an update, in place",
+    "coordinates": "(params) → what steps, decay and averages are taken in; shares arrays",
+    "set_coordinates": "(params, coordinates) → None: the way back, in place, constraints kept",
+    "precondition": "(params, grads) → None: gradients to steps in coordinates, in place",
+    "project": "(params, sums, rng) → None: buffers after an update, in place",
     "feasible": "(params) → a copy within the constraints",
 }
 
@@ -108,6 +111,12 @@ class Pass:
     def stats(self) -> Params:
         """Sums over the rows that the model's buffers need; empty for most models."""
         return {}
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise ValueError unless ``value`` is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
 
 
 def speaks(model: Any, verbs: tuple[str, ...]) -> list[str]:

@@ -22,6 +22,8 @@ options.out.mkdir(parents=True, exist_ok=True)
 model = energyscape.load(options.model)
 table = read_table(options.data)
 shape = table.image_shape
+if shape is None:
+    parser.error(f"rows of {options.data} are no images")
 save_grid(options.out / "samples.png", model.sample(100, n_steps=1000), image_shape=shape)
 
 height, width = shape

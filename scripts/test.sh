@@ -22,7 +22,7 @@ else
     oracles=()
     [ "${ENERGYSCAPE_ORACLES:-}" = required ] && oracles=(cupy nvidia.cuda_nvrtc)
     need test numpy scipy sklearn h5py tqdm pytest xdist pandas matplotlib PIL build setuptools \
-        wheel "${oracles[@]}"
+        wheel ${oracles[@]+"${oracles[@]}"}
 fi
 
 # Two workers share two cores, so each gets one thread.

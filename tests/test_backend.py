@@ -524,3 +524,11 @@ def test_generic_params_are_frozen() -> None:
     params = generic_params(RBM(3), BITS)
     with pytest.raises(ValueError, match="read-only"):
         params["W"] += 1
+
+
+def test_results_go_home_from_another_device(fake_cupy: Any) -> None:
+    """Rows on the GPU, computing on the CPU: samples and attributes are CuPy's all the same."""
+    X = fake_cupy.asarray(BITS)
+    model = RBM(3, trainer=PCD(n_epochs=1), device="cpu", random_state=0).fit(X)
+    for result in (model.sample(2, n_steps=1), model.components_, model.transform(X)):
+        assert isinstance(result, fake_cupy.ndarray)

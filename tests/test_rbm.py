@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import oracles
 import pytest
@@ -12,7 +14,8 @@ from energyscape.errors import CapabilityError
 from energyscape.evaluation import find_learning_rate
 from energyscape.evaluation.laws import generic_params
 from energyscape.models import RBM, GaussianRBM
-from energyscape.trainers import CD
+from energyscape.optim import SGD, Moment
+from energyscape.trainers import CD, FPCD, PCD
 
 BITS, REALS = CASES[0].data, CASES[2].data
 
@@ -96,9 +99,11 @@ def test_enumeration_stops_at_25_units() -> None:
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3]], ids=lambda c: c.name)
 def test_centred_step_is_gradient_descent_on_centred_parameters(case) -> None:
-    """PP'∇ against a numerical Jacobian P of the map from centred to plain parameters."""
+    """A step is along PP'∇, by a numerical Jacobian P of the map from centred to plain ones."""
     model = case.make()
     params = generic_params(model, case.data)
+    if "log_var" in params and not model._fixed:
+        params["log_var"] = np.log(params["var_v"]) - 1  # off its bounds
     mu, lam = params["mean_v"], params["mean_h"]
     names = [k for k, s in model.param_specs().items() if s.trainable]
     real = "log_var" in params
@@ -131,14 +136,81 @@ def test_centred_step_is_gradient_descent_on_centred_parameters(case) -> None:
     if "log_var" in params and not real:
         grads["log_var"] = np.zeros_like(params["log_var"])
     wanted = P @ (P.T @ flat(grads))
-    full = dict(grads)
-    model.precondition(params, full)
-    np.testing.assert_allclose(flat(full), wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
+    steps = dict(grads)
+    model.precondition(params, steps)
+
+    def stepped(size: float) -> np.ndarray:
+        after = {k: v.copy() for k, v in params.items()}
+        moved = model.coordinates(after)
+        moved |= {k: moved[k] + size * steps[k] for k in names}
+        model.set_coordinates(after, moved)
+        return flat(after)
+
+    # A central difference: steps of order 1e4 change log σ² by 1e-3 here, squared 1e-6.
+    got = (stepped(1e-7) - stepped(-1e-7)) / 2e-7
+    np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_coordinates_there_and_back(case) -> None:
+    model = case.make()
+    params = {k: v.copy() for k, v in generic_params(model, case.data).items()}
+    before = {k: v.copy() for k, v in params.items()}
+    model.set_coordinates(params, model.coordinates(params))
+    for key, value in before.items():
+        np.testing.assert_allclose(params[key], value, rtol=0, atol=1e-11 * np.abs(value).max())
+
+
+@pytest.mark.parametrize("trainer", [CD, PCD, FPCD], ids=lambda t: t.__name__)
+@pytest.mark.parametrize("averaging", [None, 0.5])
+def test_where_the_origin_lies_does_not_matter(trainer: type, averaging: Any) -> None:
+    """GaussianRBM on X and on X + 1000: the same model, moved (float64, the same draws)."""
+    X = REALS * 0.3
+    settings = {"n_epochs": 30, "batch_size": 20, "averaging": averaging, "learning_rate": 0.02}
+    near, far = (
+        GaussianRBM(6, trainer=trainer(**settings), random_state=0).fit(rows)
+        for rows in (X, X + 1000)
+    )
+    # Fields near 1e6 are rounded to 1e-10; chains of a few thousand draws never saw it matter.
+    np.testing.assert_allclose(far.components_, near.components_, rtol=0, atol=1e-4)
+    assert abs(far.score(X + 1000) - near.score(X)) < 1e-4
+
+
+def _penalised_gradient(centered: bool, rates: dict[str, float] | None, l2: float) -> Any:
+    """∇ of -log-likelihood + penalty where exact gradient descent comes to rest."""
+    X = BITS[:, :5].astype(np.float64)
+    model = RBM(3, centered=centered)
+    params = {k: v.copy() for k, v in generic_params(model, X, noise=1.0).items()}
+    states, optimizer = oracles.states(5), SGD(0.5, l2=l2, rates=rates)
+    points = np.concatenate([X, states])
+
+    def gradient() -> dict[str, np.ndarray]:
+        weights = np.concatenate([np.full(len(X), 1 / len(X)), -np.exp(oracles.rbm_log_p(params))])
+        return model.free_energy_grad(params, points, weights)
+
+    for step in range(6000):
+        sums = gradient()
+        model.precondition(params, sums)
+        moved = model.coordinates(params)
+        optimizer.step(moved, sums, {}, model.param_specs(), Moment(0, step, None))
+        model.set_coordinates(params, moved)
+    left = gradient()
+    left["W"] = left["W"] + l2 * params["W"]
+    return {k: float(np.abs(v).max()) for k, v in left.items() if (rates or {}).get(k) != 0}
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize(("rates", "l2"), [(None, 0.02), ({"W": 0.0}, 0.0)])
+def test_decay_and_rates_lead_to_the_penalised_optimum(
+    centered: bool, rates: Any, l2: float
+) -> None:
+    """Decay and frozen parameters must not drag the biases along (they did under centring)."""
+    # What 6,000 steps leave is 7e-4 at most; the wrong optimum had 4e-2.
+    assert max(_penalised_gradient(centered, rates, l2).values()) < 2e-3
 
 
 def test_flipped_bits_train_to_the_same_likelihood() -> None:
     """Centred training does not see which value of a bit is called 1 (Melchior et al., 2016)."""
-    from energyscape.trainers import PCD
 
     X = BITS.astype(np.float32)
     scores = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -20,6 +21,7 @@ from energyscape.errors import CapabilityError, DataRangeWarning
 from energyscape.models import RBM, GaussianRBM
 from energyscape.samplers import AIS, Gibbs
 from energyscape.trainers import CD, FPCD, PCD
+from energyscape.training import Checkpoint
 
 BITS = CASES[0].data.astype(np.float32)
 SHORT = {"n_epochs": 2, "n_chains": 20}
@@ -184,9 +186,11 @@ def test_clamped_samples_hold_their_values() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_samples": 0}, "n_samples must be >= 1"),
-        ({"n_steps": -1}, "n_steps >= 0"),
+        ({"n_samples": 0}, "n_samples must be an integer >= 1"),
+        ({"n_steps": -1}, "n_steps must be an integer >= 0"),
+        ({"n_samples": 2.0}, "n_samples must be an integer"),
         ({"beta": 0}, "beta must be > 0"),
+        ({"beta": np.ones(3)}, "beta must be > 0"),
         ({"start": np.zeros((2, 7))}, r"start has shape \(2, 7\), wanted \(3, 7\)"),
         ({"start": np.full((3, 7), np.nan)}, "start contains NaN"),
         ({"clamp": (np.zeros(7), np.zeros(7))}, "must be boolean"),
@@ -330,9 +334,9 @@ def test_asking_for_too_large_a_sum_says_what_else_there_is() -> None:
 
 def test_many_chains_move_in_blocks(monkeypatch: Any) -> None:
     """Blocks draw fresh numbers, and starts and clamps of single rows stay with their rows."""
-    from energyscape.models import base
+    from energyscape.models import sampling
 
-    monkeypatch.setattr(base, "CHAINS_AT_ONCE", 7)
+    monkeypatch.setattr(sampling, "CHAINS_AT_ONCE", 7)
     model = RBM(4, trainer=CD(n_epochs=1), random_state=0).fit(BITS)
     start = np.repeat(BITS[:1], 20, axis=0)
     kept = start.copy()
@@ -344,3 +348,89 @@ def test_many_chains_move_in_blocks(monkeypatch: Any) -> None:
     values = np.random.default_rng(0).integers(0, 2, (20, 7)).astype(np.float32)
     S = model.sample(20, clamp=(mask, values), n_steps=5)
     np.testing.assert_array_equal(S[mask], values[mask])
+
+
+# ---------------------------------------------------------------- objects and containers
+
+
+class Recorder:
+    """A callback that keeps what it sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def __call__(self, model: Any, state: Any, info: Any) -> bool:
+        self.seen.append(model.log_partition_)
+        return False
+
+
+def test_callbacks_are_the_users_own_and_see_fresh_likelihoods() -> None:
+    recorder = Recorder()
+    model = RBM(4, trainer=PCD(n_epochs=3, callbacks=[recorder]), random_state=0).fit(BITS)
+    assert len(set(recorder.seen)) == 3
+    assert recorder.seen[-1] == model.log_partition_
+
+
+def test_displaying_a_model_estimates_nothing() -> None:
+    X = (np.random.default_rng(0).random((50, 30)) < 0.3).astype(np.float32)
+    model = RBM(24, random_state=0, trainer=PCD(n_epochs=1)).fit(X)
+    assert "components_" in model._repr_html_()
+    assert model._partition is None and "log_partition_" not in dir(model)
+    assert np.isfinite(model.log_partition_) and "log_partition_" in dir(model)
+
+
+def test_copies_do_not_share_what_training_moves() -> None:
+    model = RBM(4, trainer=PCD(n_epochs=1), random_state=0).fit(BITS)
+    kept = model.components_.copy()
+    copy.copy(model).partial_fit(BITS)
+    np.testing.assert_array_equal(model.components_, kept)
+
+
+def test_rows_of_another_dtype_are_computed_in_that_of_the_fit() -> None:
+    model = RBM(4, trainer=PCD(n_epochs=1), random_state=0).fit(BITS)
+    same = copy.copy(model).partial_fit(BITS)
+    for dtype in (np.float64, np.int64, bool):
+        other = copy.copy(model).partial_fit(BITS.astype(dtype))
+        assert {v.dtype for v in other._state.carry.values()} == {np.dtype(np.float32)}
+        np.testing.assert_array_equal(other.components_, same.components_)
+
+
+def test_numpy_integers_are_integers() -> None:
+    grid = {"trainer__batch_size": np.array([20, 30]), "n_components": np.array([2, 3])}
+    search = GridSearchCV(RBM(2, trainer=PCD(n_epochs=np.int64(1))), grid, cv=2).fit(BITS)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainer__optimizer__momentum": 0.5}, "PCD.optimizer is None"),
+        ({"trainer__optimizer": RBM()}, "must be an optimizer"),
+        ({"trainer__callbacks": "word"}, "list or tuple of callables"),
+        ({"trainer__callbacks": Recorder()}, "list or tuple of callables"),
+        ({"trainer__callbacks": [Checkpoint("m.h5", every=0)]}, "every must be an integer >= 1"),
+    ],
+)
+def test_bad_trainers_are_named_before_training(change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RBM(2, trainer=PCD(n_epochs=1)).set_params(**change).fit(BITS)
+
+
+def test_unknown_pixels_may_be_nan_in_a_clamp() -> None:
+    model = RBM(4, trainer=PCD(n_epochs=1), random_state=0).fit(BITS)
+    mask = np.arange(7) < 3
+    values = np.where(mask, BITS[0], np.nan)
+    x = model.sample(5, clamp=(mask, values), n_steps=3)
+    assert np.isfinite(x).all()
+    with pytest.raises(ValueError, match="values contains NaN"):
+        model.sample(5, clamp=(~mask, values), n_steps=3)
+
+
+def test_names_of_an_older_fit_are_forgotten(tmp_path: Any) -> None:
+    import pandas as pd
+
+    np.save(tmp_path / "X.npy", BITS[:, :5])
+    stored = np.load(tmp_path / "X.npy", mmap_mode="r")
+    model = RBM(2, trainer=PCD(n_epochs=1), random_state=0)
+    model.fit(pd.DataFrame(BITS, columns=list("abcdefg"))).fit(stored)
+    assert not hasattr(model, "feature_names_in_") and model.n_features_in_ == 5

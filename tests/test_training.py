@@ -44,7 +44,7 @@ def test_history_has_the_promised_keys() -> None:
         "chain_spread",
     }
     assert history["epoch"] == [1, 2, 3]
-    assert history["learning_rate"] == pytest.approx([0.1 * 2 / 3, 0.1 / 3, 0.0])
+    assert history["learning_rate"] == pytest.approx([0.1, 0.1 * 2 / 3, 0.1 / 3])
     assert all(type(v) in (int, float) for values in history.values() for v in values)
     gap = np.subtract(history["energy_valid"], history["energy_train"])
     np.testing.assert_allclose(history["energy_gap"], gap)
@@ -293,3 +293,34 @@ def test_working_memory_does_not_change_results() -> None:
         parts = model.transform(BITS), model.energy(BITS), model.reconstruct(BITS)
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+class FailsOnce:
+    """A batch transform that breaks down in the middle of an epoch."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: Any, rng: Any) -> Any:
+        self.calls += 1
+        if self.calls == 11:
+            raise OSError("the disk went away")
+        return x
+
+
+def test_any_failure_leaves_the_last_whole_epoch() -> None:
+    settings = {"n_epochs": 5, "batch_size": 20}
+    whole = RBM(4, trainer=PCD(**settings), random_state=0).fit(BITS)
+    broken = RBM(4, trainer=PCD(**settings, batch_transform=FailsOnce()), random_state=0)
+    with pytest.raises(OSError, match="went away"):
+        broken.fit(BITS)
+    assert 0 < broken.n_iter_ < 5 and broken._state.step == 3 * broken.n_iter_
+    broken.set_params(trainer=PCD(**settings)).resume(BITS)
+    np.testing.assert_array_equal(broken.components_, whole.components_)
+
+
+def test_a_stopped_run_stays_stopped() -> None:
+    stop = EarlyStopping("epoch", patience=2)  # epochs only rise
+    model = RBM(4, trainer=PCD(n_epochs=50, callbacks=[stop]), random_state=0).fit(BITS)
+    stopped_at = model.n_iter_
+    assert model.resume(BITS).n_iter_ == stopped_at < 50

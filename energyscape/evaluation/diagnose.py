@@ -30,6 +30,8 @@ _OFF, _ON, _SAME, _SHARE = 0.05, 0.95, 0.98, 0.05
 _STUCK = 0.5
 # Activities that move by less than this, and a reconstruction that gained less than that.
 _STILL, _GAIN = 0.03, 0.05
+# Half of each filter shared with every other one; strokes and Gabors have 0.05 to 0.2.
+_ALIKE = 0.5
 # White noise has neighbour correlation 0 and kurtosis 3; strokes have 0.3 to 0.9, Gabors more
 # kurtosis.
 _SMOOTH, _PEAKED = 0.15, 4.0
@@ -117,8 +119,8 @@ def diagnose(
     X : array, shape (n, n_features)
         Data like that of the training, held out if possible; up to 2,000 rows are used.
     image_shape : (h, w), optional
-        Shape of a row as an image. Default: square where that fits; filters are not judged
-        otherwise.
+        Shape of a row as an image. Default: what the model's file says, else square where that
+        fits; filters are not judged otherwise.
     random_state : int, default 0
 
     Returns
@@ -129,7 +131,7 @@ def diagnose(
     rng = np.random.default_rng(random_state)
     rows = as_rows(model, X, reset=False)
     x = to_host(rows.sample(MAX_ROWS, stream(random_state, Purpose.DIAGNOSE)))
-    shape = _image_shape(x.shape[1], image_shape)
+    shape = _image_shape(x.shape[1], image_shape or getattr(model, "image_shape_", None))
     filters = to_host(model.components_)
     activations = to_host(model.transform(x))
     energies = _energies(model, x, rng, random_state)
@@ -178,7 +180,7 @@ def _energy_numbers(energies: dict[str, np.ndarray]) -> dict[str, float]:
     for name in ("jittered", "shuffled", "uniform"):
         numbers[f"gap_{name}"] = float(energies[name].mean() - data.mean())
         numbers[f"auc_{name}"] = auc(energies[name], data)
-    spread = max(float(data.std()), np.finfo(float).tiny)
+    spread = max(float(data.std()), 1e-6 * (1.0 + abs(float(data.mean()))))
     numbers["samples_below_data"] = float(data.mean() - energies["samples"].mean()) / spread
     return numbers
 
@@ -212,21 +214,26 @@ def _unit_numbers(h: np.ndarray) -> dict[str, float]:
 def _filter_numbers(
     filters: np.ndarray, deviation: np.ndarray, shape: tuple[int, ...] | None
 ) -> dict[str, float]:
-    """Neighbour correlation and kurtosis of filters, weighted by their pixels' deviations.
+    """How alike filters are (mean |cosine|), and neighbour correlation and kurtosis of each.
 
-    Both are such that white noise gives 0 and 3, whatever the deviations.
+    Weighted by the pixels' deviations; white noise gives 0 and 3 for the last two, whatever those.
     """
-    if shape is None:
-        return {}
-    tiny = np.finfo(float).tiny
+    tiny = 1e-100  # its square is a number still
     scale = deviation.astype(np.float64)
-    w = (filters * scale).reshape(len(filters), *shape)
+    flat = filters * scale
+    flat /= np.maximum(np.sqrt((flat**2).sum(axis=1, keepdims=True)), tiny)
+    pairs = max(1, len(flat) * (len(flat) - 1))
+    alike = np.abs(flat @ flat.T)
+    numbers = {"filter_correlation": float(alike.sum() - np.trace(alike)) / pairs}
+    if shape is None:
+        return numbers
+    w = flat.reshape(len(filters), *shape)
     power = np.maximum((w**2).sum(axis=(1, 2)), tiny)
     vertical = (w[:, 1:] * w[:, :-1]).sum(axis=(1, 2))
     horizontal = (w[:, :, 1:] * w[:, :, :-1]).sum(axis=(1, 2))
     uneven = max(float((scale**4).sum() / max((scale**2).sum() ** 2, tiny)), tiny)
     kurtosis = (w**4).sum(axis=(1, 2)) / power**2 / uneven
-    return {
+    return numbers | {
         "filter_smoothness": float(np.median((vertical + horizontal) / (2 * power))),
         "filter_kurtosis": float(np.median(kurtosis)),
     }
@@ -286,6 +293,15 @@ def _findings(model: Any, X: Any, n: dict[str, float]) -> list[Finding]:
             )
         )
     found += _unit_findings(n, too_high)
+    if n["filter_correlation"] > _ALIKE and not still and not too_high:
+        found.append(
+            Finding(
+                "correlated filters",
+                f"pairs of filters have a mean |cosine| of {n['filter_correlation']:.2f}",
+                "They all follow one direction: centre and scale or whiten the data, or lower the "
+                "learning rate",
+            )
+        )
     if "filter_smoothness" in n and not still and not too_high:
         noisy = n["filter_smoothness"] < _SMOOTH and n["filter_kurtosis"] < _PEAKED
         if noisy:

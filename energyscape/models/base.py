@@ -26,25 +26,23 @@ from energyscape.backend import (
     resolve_device,
     stream,
     to_device,
-    to_host,
 )
 from energyscape.models.inputs import as_rows, draw_seed, warn_range
 from energyscape.models.likelihood import LikelihoodMixin
 from energyscape.models.persistence import PersistenceMixin
-from energyscape.samplers import Clamped, Target
+from energyscape.models.sampling import SamplingMixin
+from energyscape.samplers import Target
 from energyscape.sources import Rows, rows_per_block
 from energyscape.training import Plan, TrainState
-from energyscape.verbs import Params, Pass, need, require
+from energyscape.verbs import Params, Pass, check_count, require
 
 _log = logging.getLogger("energyscape")
 START_ROWS = 10_000
-# Chains that move together on a CPU: more of them leave its caches (measured: 20,000 chains of
-# 64 + 256 units take 5.0 µs a chain and step in one go, 1.6 µs by thousands).
-CHAINS_AT_ONCE = 1000
 
 
 class EnergyModel(
     LikelihoodMixin,
+    SamplingMixin,
     PersistenceMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
@@ -65,6 +63,8 @@ class EnergyModel(
     device: str
     verbose: int
 
+    _shown: tuple[int, Params] | None = None
+
     # ------------------------------------------------------------ verbs with a default
 
     def forward(self, params: Params, x: Array, beta: Any = 1.0, base: Any = None) -> Pass:
@@ -74,10 +74,27 @@ class EnergyModel(
         return Pass(self, params, x)
 
     def precondition(self, params: Params, grads: Params) -> None:
-        """Turn gradients into the model's step direction, in place; plain gradients by default."""
+        """Gradients to step directions in `coordinates`, in place; nothing to do by default."""
+
+    def coordinates(self, params: Params) -> Params:
+        """What an optimiser moves and averages; arrays that are the same there are shared.
+
+        By default the parameters themselves. Steps, decay, fast weights and averages are all taken
+        there, so that none of them depends on where the origin of the data lies.
+        """
+        return dict(params)
+
+    def set_coordinates(self, params: Params, coordinates: Params) -> None:
+        """``params`` from coordinates that were moved, in place and within the constraints."""
+        for key, value in coordinates.items():
+            if value is not params[key]:
+                params[key][...] = value
+        for key, value in self.feasible(params).items():
+            if value is not params[key]:
+                params[key][...] = value
 
     def project(self, params: Params, sums: Params, rng: Any) -> None:
-        """Constraints and buffers after an update, in place; none by default."""
+        """Buffers after an update, in place; none by default."""
 
     def feasible(self, params: Params) -> Params:
         """``params`` within the constraints; as they are by default."""
@@ -193,16 +210,17 @@ class EnergyModel(
 
     def _prepare(self, X: Any, reset: bool) -> tuple[Any, Rows]:
         self.check_settings()
-        trainer = self.default_trainer() if self.trainer is None else clone(self.trainer)
+        trainer = self.default_trainer()
+        if self.trainer is not None:
+            # Callbacks are the user's own objects, which may hold what they have seen.
+            trainer = clone(self.trainer).set_params(callbacks=self.trainer.callbacks)
         require(self, trainer)
         trainer.validate(self)
         return trainer, as_rows(self, X, reset)
 
     def check_settings(self) -> None:
         """Raise ValueError for constructor arguments that cannot be."""
-        n = self.n_components
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise ValueError(f"n_components must be an integer >= 1, got {n!r}")
+        check_count("n_components", self.n_components)
 
     def _split(self, trainer: Any, rows: Rows) -> tuple[Rows, Rows | None]:
         held_out = None
@@ -219,7 +237,7 @@ class EnergyModel(
             params = self.init_params(x, stream(self.seed_, Purpose.INIT, 2, self._device))
             rng = stream(self.seed_, Purpose.START, 0, self._device)
             carry = trainer.start(self, params, x, rng)
-        self._container = "cupy" if is_gpu_array(rows.X) else "numpy"
+        self._home = device_of(rows.X)  # where fitted attributes and samples are handed out
         self._environment = io.environment(self._device)
         self._state = TrainState(params, carry, n_rows=len(rows))
 
@@ -228,7 +246,7 @@ class EnergyModel(
         self._settle(rows.X)
         plan = Plan(self.seed_, self._device, 0, None)
         with on_device(self._device):
-            x = training.first_rows(trainer, rows, 1, plan, Purpose.INIT)
+            x = training.first_rows(trainer, rows, 1, plan, Purpose.INIT, self._state)
             rng = stream(self.seed_, Purpose.START, 0, self._device)
             wanted = trainer.start(self, self._state.params, x, rng)
         shapes = {k: v.shape for k, v in self._state.carry.items()}
@@ -256,13 +274,14 @@ class EnergyModel(
         like = X if is_gpu_array(X) and self._device == "cpu" else next(iter(self._params.values()))
         device = resolve_device(self.device, like)
         if device != self._device:
-            self._device, state = device, self._state
+            self._device, self._shown, state = device, None, self._state
             state.params = {k: to_device(v, device) for k, v in state.params.items()}
             state.carry = {k: to_device(v, device) for k, v in state.carry.items()}
 
     def _forget(self) -> None:
         """Drop what was derived from parameters that are about to change."""
-        self._partition = None
+        self._partition: Any = None
+        self._shown = None
 
     # ------------------------------------------------------------ using the model
 
@@ -299,97 +318,6 @@ class EnergyModel(
             )
         return self._in_blocks(Rows(H), self.decode)
 
-    def sample(
-        self,
-        n_samples: int = 1,
-        *,
-        sampler: Any = None,
-        n_steps: int = 1000,
-        start: Any = None,
-        clamp: tuple[Any, Any] | None = None,
-        beta: float = 1.0,
-        random_state: Any = None,
-    ) -> Any:
-        """Draw points of low energy.
-
-        Parameters
-        ----------
-        n_samples : int, default 1
-        sampler : sampler, optional
-            Default: ``default_sampler()``.
-        n_steps : int, default 1000
-            Steps of every chain.
-        start : array, shape (n_samples, n_features), optional
-            Where chains begin. Default: the persistent chains of the training, in turn, or draws
-            of the base measure where there are none.
-        clamp : (mask, values), optional
-            In-painting: coordinates where ``mask`` is True are held at ``values``; both of shape
-            (n_features,) or (n_samples, n_features).
-        beta : float, default 1
-            Inverse temperature of the joint energy.
-        random_state : int, RandomState, Generator or None
-            None uses the model's own: the same call gives the same samples.
-
-        Returns
-        -------
-        array, shape (n_samples, n_features), dtype of the fit, container of ``fit``'s X
-        """
-        check_is_fitted(self)
-        if n_samples < 1 or n_steps < 0:
-            raise ValueError(
-                f"n_samples must be >= 1 and n_steps >= 0, got {n_samples} and {n_steps}"
-            )
-        if not beta > 0:
-            raise ValueError(f"beta must be > 0, got {beta}")
-        self._settle()
-        seed = self.seed_ if random_state is None else draw_seed(random_state)
-        sampler = self.default_sampler() if sampler is None else sampler
-        with on_device(self._device):
-            x = self._start(n_samples, start, stream(seed, Purpose.SAMPLE, 0, self._device))
-            held = None if clamp is None else self._clamp(clamp, n_samples)
-            size = CHAINS_AT_ONCE if self._device == "cpu" else n_samples
-            parts = []
-            for i, lo in enumerate(range(0, n_samples, size)):
-                target: Any = self.target(self._params, beta=beta)
-                chains = x[lo : lo + size]
-                if held is not None:
-                    own = [a[lo : lo + size] if a.ndim == x.ndim else a for a in held]
-                    target = Clamped(target, *own)
-                    chains = target.hold(chains)
-                rng = stream(seed, Purpose.SAMPLE, 1 + i, self._device)
-                parts.append(sampler.run(target, chains, n_steps, rng, bool(self.verbose)))
-            x = parts[0] if len(parts) == 1 else namespace(x).concatenate(parts)
-        return x if self._container == "cupy" else to_host(x)
-
-    def _start(self, n: int, start: Any, rng: Any) -> Array:
-        if start is not None:
-            return self._points(start, "start", ((n, self.n_features_in_),))
-        h = self._state.carry.get("chain/h")
-        if h is None:
-            need(self, ("base_measure",), "sample without start= or persistent chains")
-            base = self.base_measure(self._params)
-            return self.target(self._params, base=base).sample_base(n, rng)
-        h = h[namespace(h).arange(n) % len(h)]
-        return self.sample_visible(self._params, h, rng)
-
-    def _clamp(self, clamp: tuple[Any, Any], n: int) -> tuple[Array, Array]:
-        mask, values = clamp
-        shapes = ((self.n_features_in_,), (n, self.n_features_in_))
-        if np.dtype(getattr(mask, "dtype", None) or np.asarray(mask).dtype) != bool:
-            raise ValueError("the mask of clamp must be boolean, True where values are held")
-        return self._points(mask, "mask", shapes, bool), self._points(values, "values", shapes)
-
-    def _points(self, x: Any, name: str, shapes: tuple[Any, ...], dtype: Any = None) -> Array:
-        x = x if is_gpu_array(x) else np.asarray(x)
-        if tuple(x.shape) not in shapes:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}, wanted {' or '.join(map(str, shapes))}"
-            )
-        x = to_device(x, self._device).astype(dtype or self._dtype, copy=False)
-        if dtype is None and not bool(namespace(x).isfinite(x).all()):
-            raise ValueError(f"{name} contains NaN or infinity")
-        return x
-
     def _map(self, X: Any, function: Callable[[Params, Array], Array]) -> Any:
         check_is_fitted(self)
         return self._in_blocks(as_rows(self, X, reset=False), function)
@@ -415,7 +343,13 @@ class EnergyModel(
     @property
     def _params(self) -> Params:
         """The fitted parameters on the device that computes."""
-        return self.trainer_.final(self._state.params, self._state.carry)
+        state = self._state
+        if self.trainer_.averaging is None:
+            return state.params
+        if self._shown is None or self._shown[0] != state.step:
+            shown = self.trainer_.final(self, state.params, state.carry)
+            self._shown = (state.step, shown)
+        return self._shown[1]
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -426,7 +360,7 @@ class EnergyModel(
         return int(self.n_components)
 
     def _fitted(self, array: Array) -> Any:
-        return array if self._container == "cupy" else to_host(array)
+        return to_device(array, self._home)
 
     @property
     def params_(self) -> dict[str, Any]:

@@ -171,21 +171,39 @@ class BipartiteModel(EnergyModel):
 
     # ------------------------------------------------------------ the centred step
 
-    def precondition(self, params: Params, grads: Params) -> None:
-        """∇ → PP'∇ for the centred parametrisation, in place; nothing if ``centered`` is off."""
+    def coordinates(self, params: Params) -> Params:
+        """Biases at the means of the data, b + Wλ and c + W's(μ), if ``centered``; else as base."""
         if not self.centered:
-            self.rescale(params, grads, None)
-            return
-        xp = namespace(grads["W"])
-        g_w, g_b, g_c = grads["W"], grads["b"], grads["c"]
-        offset, mean_h = self.scaled(params, params["mean_v"]), params["mean_h"]
-        g_w -= xp.stack([offset, g_b], axis=1) @ xp.stack([g_c, mean_h])
+            return super().coordinates(params)
+        at_h, at_v = self._fields_at_means(params)
+        at_h += params["b"]
+        at_v += params["c"]
+        return params | {"b": at_h, "c": at_v}
+
+    def set_coordinates(self, params: Params, coordinates: Params) -> None:
+        """The way back, with whatever W and σ² have become."""
+        super().set_coordinates(params, coordinates)
+        if self.centered:
+            at_h, at_v = self._fields_at_means(params)
+            params["b"] -= at_h
+            params["c"] -= at_v
+
+    def _fields_at_means(self, params: Params) -> tuple[Array, Array]:
+        W = params["W"]
+        return W @ params["mean_h"], self.scaled(params, params["mean_v"]) @ W
+
+    def precondition(self, params: Params, grads: Params) -> None:
+        """∇ in plain parameters → ∇ in `coordinates`, in place."""
+        offset = None
+        if self.centered:
+            xp = namespace(grads["W"])
+            offset = self.scaled(params, params["mean_v"])
+            left = xp.stack([offset, grads["b"]], axis=1)
+            grads["W"] -= left @ xp.stack([grads["c"], params["mean_h"]])
         self.rescale(params, grads, offset)
-        g_b -= g_w @ mean_h
-        g_c -= offset @ g_w
 
     def rescale(self, params: Params, grads: Params, offset: Array | None) -> None:
-        """Between P' and P: what a machine's own units add to the metric; nothing by default."""
+        """What a machine's own units add to the metric; nothing by default."""
 
     def project(self, params: Params, sums: Params, rng: Any) -> None:
         """Let the offsets follow the means of the data."""

@@ -49,6 +49,8 @@ def _check_foreign(estimator: Any, X: Any, reset: bool) -> None:
         raise ValueError(f"Found array with 0 {name}(s) (shape=({n}, {d})) while 1 is required.")
     if reset:
         estimator.n_features_in_ = d
+        if hasattr(estimator, "feature_names_in_"):
+            del estimator.feature_names_in_
     elif d != estimator.n_features_in_:
         raise ValueError(
             f"X has {d} features, but {type(estimator).__name__} is expecting "

@@ -74,6 +74,14 @@ class LikelihoodMixin:
         """Mean of `score_samples` over the rows, in nats."""
         return float(self.score_samples(X).mean())
 
+    def __dir__(self: Any) -> list[str]:
+        """What is listed leaves out log Z until it was asked for: a notebook that displays a
+        model reads everything that is listed, and should not start an estimate."""
+        names = [str(name) for name in object.__dir__(self)]
+        if getattr(self, "_partition", None) is None:
+            names = [name for name in names if not name.startswith("log_partition_")]
+        return [name for name in names if hasattr(self, name)]  # as scikit-learn's own does
+
     @property
     def log_partition_(self: Any) -> float:
         """log Z: exact, or the kept estimate."""
@@ -91,11 +99,12 @@ class LikelihoodMixin:
 
     def _partition_estimate(self: Any) -> PartitionEstimate:
         check_is_fitted(self)
-        if self._partition is None:
+        # By the step: a callback may ask in the middle of a run.
+        if self._partition is None or self._partition[0] != self._state.step:
             self._settle()
             with on_device(self._device):
-                self._partition = self._estimate_partition()
-        return self._partition
+                self._partition = (self._state.step, self._estimate_partition())
+        return self._partition[1]
 
     def _estimate_partition(self: Any) -> PartitionEstimate:
         params = self._params

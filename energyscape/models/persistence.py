@@ -22,14 +22,14 @@ class PersistenceMixin:
         if "_state" in state:
             held = state["_state"]
             state["_state"] = TrainState(
-                {k: to_host(v) for k, v in held.params.items()},
-                {k: to_host(v) for k, v in held.carry.items()},
+                {k: np.array(to_host(v)) for k, v in held.params.items()},
+                {k: np.array(to_host(v)) for k, v in held.carry.items()},
                 held.epoch,
                 held.step,
-                held.history,
+                {k: list(v) for k, v in held.history.items()},
                 held.n_rows,
             )
-            state |= {"_device": "cpu", "_container": "numpy"}
+            state |= {"_device": "cpu", "_home": "cpu", "_shown": None}
         return state
 
     def save(self: Any, path: str | os.PathLike[str]) -> None:
@@ -77,7 +77,7 @@ class PersistenceMixin:
             self.image_shape_ = from_tree(meta["image_shape"])
         if meta["feature_names_in"] is not None:
             self.feature_names_in_ = np.asarray(meta["feature_names_in"], dtype=object)
-        self._environment, self._device, self._container = meta["environment"], "cpu", "numpy"
+        self._environment, self._device, self._home = meta["environment"], "cpu", "cpu"
         self._state = TrainState(
             part("params/"),
             part("carry/"),

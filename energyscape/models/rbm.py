@@ -412,14 +412,8 @@ n_features_in_, seed_, trainer_
         grads["W"] *= var[:, None]
         grads["b"] *= var
         if offset is not None and not self._fixed:
-            # c moves with σ² so that the field at the mean of the data stays where it is.
+            # The field at the mean of the data stays where it is while σ² moves.
             grads["log_var"] += offset * (params["W"] @ grads["c"])
-            grads["c"] += (offset * grads["log_var"]) @ params["W"]
-
-    def project(self, params: Params, sums: Params, rng: Any) -> None:
-        super().project(params, sums, rng)
-        if not self._fixed:
-            params["log_var"][...] = self._bounded(params)
 
     def feasible(self, params: Params) -> Params:
         """A copy with log σ² within its bounds."""

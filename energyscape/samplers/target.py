@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from energyscape.backend import Array, device_of, namespace
+from energyscape.backend import Array, namespace
 from energyscape.verbs import Params, Pass, speaks
 
 
@@ -32,14 +32,6 @@ class Target:
     @property
     def event_shape(self) -> tuple[int, ...]:
         return tuple(self.model.event_shape(self.params))
-
-    @property
-    def domain(self) -> str:
-        return self.model.domain
-
-    @property
-    def device(self) -> str:
-        return device_of(next(iter(self.params.values())))
 
     @property
     def has_sweep(self) -> bool:
@@ -92,11 +84,7 @@ class Clamped:
 
     def __init__(self, target: Target, mask: Array, values: Array) -> None:
         self.target, self.mask, self.values = target, mask, values
-        self.event_shape, self.domain, self.device = (
-            target.event_shape,
-            target.domain,
-            target.device,
-        )
+        self.event_shape = target.event_shape
         self.has_sweep = target.has_sweep
 
     def hold(self, x: Array) -> Array:

@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 
 from energyscape.backend import Array, namespace
 from energyscape.optim import SGD, Moment, Optimizer
-from energyscape.verbs import Params, Pass
+from energyscape.verbs import Params, Pass, check_count
 
 # Enough updates to learn, but small data are not gone through until they are known by heart.
 _UPDATES, _FEWEST_EPOCHS, _MOST_EPOCHS = 10_000, 10, 1000
@@ -67,8 +67,7 @@ class Trainer(BaseEstimator):
             value = getattr(self, key)
             if value is None and key == "n_epochs":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}.{key} must be an integer >= 1, got {value!r}")
+            check_count(f"{name}.{key}", value)
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 f"{name}.validation_fraction must be in [0, 1), got {self.validation_fraction!r}"
@@ -80,7 +79,26 @@ class Trainer(BaseEstimator):
                 f"{name} got both learning_rate={self.learning_rate!r} and an optimizer; "
                 "learning_rate is shorthand for SGD(learning_rate), so give one"
             )
+        if self.optimizer is not None and not isinstance(self.optimizer, Optimizer):
+            raise ValueError(f"{name}.optimizer must be an optimizer, got {self.optimizer!r}")
         self.resolved_optimizer().validate(model.param_specs())
+        if not isinstance(self.callbacks, Sequence) or not all(map(callable, self.callbacks)):
+            raise ValueError(
+                f"{name}.callbacks must be a list or tuple of callables, got {self.callbacks!r}"
+            )
+        for callback in self.callbacks:
+            if hasattr(callback, "validate"):
+                callback.validate()
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters by name, nested ones as ``optimizer__momentum``."""
+        nested = [key for key in params if key.startswith("optimizer__")]
+        if nested and self.optimizer is None and params.get("optimizer") is None:
+            raise ValueError(
+                f"{nested[0]} has nothing to set: {type(self).__name__}.optimizer is None. Pass "
+                f"one first, e.g. {type(self).__name__}(optimizer=SGD(0.1))"
+            )
+        return super().set_params(**params)
 
     def settle(self, n_rows: int) -> None:
         """Put numbers where None stood for "enough for this many training rows"."""
@@ -115,7 +133,8 @@ class Trainer(BaseEstimator):
         """
         carry = self.resolved_optimizer().start(params, model.param_specs())
         if self.averaging is not None:
-            carry |= {f"average/{key}": value.copy() for key, value in params.items()}
+            moved = model.coordinates(params)
+            carry |= {f"average/{key}": value.copy() for key, value in moved.items()}
         return carry
 
     def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
@@ -125,30 +144,38 @@ class Trainer(BaseEstimator):
     def apply(self, model: Any, params: Params, carry: Params, sums: Params, at: Moment) -> None:
         """Update ``params`` and ``carry`` in place; ``sums`` are used up."""
         model.precondition(params, sums)
-        self._descend(model, params, carry, sums, at)
+        moved = model.coordinates(params)
+        self._descend(model, moved, carry, sums, at)
+        model.set_coordinates(params, moved)
         model.project(params, sums, at.rng)
         if self.averaging is not None:
-            self._average(params, carry, at)
+            self._average(model.coordinates(params), carry, at)
 
-    def _descend(self, model: Any, params: Params, carry: Params, sums: Params, at: Moment) -> None:
-        """The step along ``sums``, which are the model's step direction by now."""
-        self.resolved_optimizer().step(params, sums, carry, model.param_specs(), at)
+    def _descend(self, model: Any, moved: Params, carry: Params, sums: Params, at: Moment) -> None:
+        """The step of the coordinates ``moved`` along ``sums``."""
+        self.resolved_optimizer().step(moved, sums, carry, model.param_specs(), at)
 
-    def _average(self, params: Params, carry: Params, at: Moment) -> None:
+    def _average(self, moved: Params, carry: Params, at: Moment) -> None:
         weight = min(1.0, 1.0 / (self.averaging * (at.step + 1)))  # type: ignore[operator]
-        for key, value in params.items():
+        for key, value in moved.items():
             average = carry[f"average/{key}"]
             average += value.dtype.type(weight) * (value - average)
 
-    def final(self, params: Params, carry: Params) -> Params:
+    def final(self, model: Any, params: Params, carry: Params) -> Params:
         """The parameters that the fitted model shows: the averages where they are kept."""
         if self.averaging is None:
             return params
-        return {key: carry[f"average/{key}"] for key in params}
+        return at_coordinates(model, {key: carry[f"average/{key}"].copy() for key in params})
 
     def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
         """Scalars about the strategy's state for the history, once an epoch."""
         return {}
+
+
+def at_coordinates(model: Any, moved: Params) -> Params:
+    """The parameters at coordinates ``moved``, whose trainable arrays are used up."""
+    model.set_coordinates(moved, moved)
+    return moved
 
 
 class Contrast(Trainer):

@@ -18,8 +18,8 @@ import numpy as np
 from energyscape.backend import Array, namespace
 from energyscape.optim import Moment, Optimizer
 from energyscape.registry import register
-from energyscape.trainers.base import Batch, Contrast, contrast_weights
-from energyscape.verbs import Params, Pass
+from energyscape.trainers.base import Batch, Contrast, at_coordinates, contrast_weights
+from energyscape.verbs import Params, Pass, check_count
 
 
 class _ChainContrast(Contrast):
@@ -56,10 +56,7 @@ class _ChainContrast(Contrast):
         for key, value in (("n_steps", self.n_steps), ("n_chains", self.n_chains)):
             if value is None and key == "n_chains":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{type(self).__name__}.{key} must be an integer >= 1, got {value!r}"
-                )
+            check_count(f"{type(self).__name__}.{key}", value)
 
 
 @register
@@ -245,13 +242,13 @@ batch_transform, validation_fraction, callbacks
         passed = model.forward(params, xp.concatenate([batch.x, v]))
         return passed, contrast_weights(passed.x, batch.n, len(v), rows)
 
-    def _descend(self, model: Any, params: Params, carry: Params, sums: Params, at: Moment) -> None:
-        for key in params:
+    def _descend(self, model: Any, moved: Params, carry: Params, sums: Params, at: Moment) -> None:
+        for key in moved:
             fast = carry.get(f"fast/{key}")
             if fast is not None:
                 fast *= fast.dtype.type(self.fast_decay)
                 fast -= fast.dtype.type(self.fast_learning_rate) * sums[key]
-        super()._descend(model, params, carry, sums, at)
+        super()._descend(model, moved, carry, sums, at)
 
 
 def _cycled(model: Any, params: Params, x: Array, n: int) -> Pass:
@@ -260,6 +257,9 @@ def _cycled(model: Any, params: Params, x: Array, n: int) -> Pass:
 
 
 def _overlaid(model: Any, params: Params, carry: Params) -> Params:
-    """θ + θ_fast, within the model's constraints."""
-    added = {k: v + carry[f"fast/{k}"] if f"fast/{k}" in carry else v for k, v in params.items()}
-    return model.feasible(added)
+    """θ + θ_fast, added where steps are taken, within the model's constraints."""
+    moved = model.coordinates(params)
+    for key, value in moved.items():
+        if f"fast/{key}" in carry:
+            moved[key] = value + carry[f"fast/{key}"]
+    return at_coordinates(model, moved)
