@@ -233,7 +233,8 @@ class GaussianRBM(BipartiteModel):
     """Restricted Boltzmann machine with real visible and binary hidden units.
 
     A mixture of 2^n_components Gaussians with shared diagonal covariance. Scale and offset of the
-    data do not matter: all defaults are relative to its means and variances.
+    data do not matter: all defaults are relative to its means and variances. (Weight decay alone is
+    not: l1 and l2 act on W in the units of the data.)
 
     Parameters
     ----------
