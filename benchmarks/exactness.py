@@ -128,7 +128,8 @@ def main() -> None:
             "chains (target: 1 within the error):",
             table(["temperatures", "forward", "reverse, from exact draws"], ratios),
             "A 20-hidden RBM trained on MNIST (30 epochs), error of log Z in nats at 1,000 chains, "
-            "β_k = 1 - (1 - k/K)^3 (effective sample size in brackets); target: within 0.1 at ≥ 1,000 temperatures:",
+            "β_k = 1 - (1 - k/K)^3 (effective sample size in brackets); target: within "
+            "0.1 at ≥ 1,000 temperatures:",
             table(["temperatures", "forward", "reverse, from exact draws"], mnist),
             f"{clock():.0f} s in all.",
         ]
