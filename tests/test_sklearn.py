@@ -34,7 +34,7 @@ SHORT = {"n_epochs": 2, "n_chains": 20}
         RBM(4, trainer=PCD(**SHORT)),
         RBM(4, trainer=CD(n_epochs=2), centered=False),
         GaussianRBM(4, trainer=FPCD(**SHORT)),
-        GaussianRBM(4, variance=1.0, trainer=PCD(**SHORT)),
+        GaussianRBM(4, variance=1.0, trainer=PCD(**SHORT, averaging=0.5)),
     ]
 )
 def test_scikit_learn_checks(estimator: Any, check: Any) -> None:

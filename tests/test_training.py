@@ -138,9 +138,12 @@ def test_interrupt_keeps_the_last_epoch_and_a_checkpoint(tmp_path: Path, monkeyp
 
     whole = make().fit(BITS)
     model = make(callbacks=[Checkpoint(path, every=100)])
+    # A shell that starts the tests in its background leaves SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(PCD, "apply", interrupted)
         model.fit(BITS)
+    signal.signal(signal.SIGINT, before)
     # The Python object and the checkpoint both stand at the end of the second epoch.
     for kept in (model, energyscape.load(path)):
         assert kept.n_iter_ == 2

@@ -63,7 +63,7 @@ class EnergyModel(
     device: str
     verbose: int
 
-    _shown: tuple[int, Params] | None = None
+    _shown: dict[int, Params]
 
     # ------------------------------------------------------------ verbs with a default
 
@@ -274,14 +274,14 @@ class EnergyModel(
         like = X if is_gpu_array(X) and self._device == "cpu" else next(iter(self._params.values()))
         device = resolve_device(self.device, like)
         if device != self._device:
-            self._device, self._shown, state = device, None, self._state
+            self._device, self._shown, state = device, {}, self._state
             state.params = {k: to_device(v, device) for k, v in state.params.items()}
             state.carry = {k: to_device(v, device) for k, v in state.carry.items()}
 
     def _forget(self) -> None:
         """Drop what was derived from parameters that are about to change."""
         self._partition: Any = None
-        self._shown = None
+        self._shown = {}  # by the step: averages as parameters
 
     # ------------------------------------------------------------ using the model
 
@@ -346,10 +346,10 @@ class EnergyModel(
         state = self._state
         if self.trainer_.averaging is None:
             return state.params
-        if self._shown is None or self._shown[0] != state.step:
-            shown = self.trainer_.final(self, state.params, state.carry)
-            self._shown = (state.step, shown)
-        return self._shown[1]
+        if state.step not in self._shown:
+            self._shown.clear()
+            self._shown[state.step] = self.trainer_.final(self, state.params, state.carry)
+        return self._shown[state.step]
 
     @property
     def _dtype(self) -> np.dtype[Any]:

@@ -29,7 +29,7 @@ class PersistenceMixin:
                 {k: list(v) for k, v in held.history.items()},
                 held.n_rows,
             )
-            state |= {"_device": "cpu", "_home": "cpu", "_shown": None}
+            state |= {"_device": "cpu", "_home": "cpu", "_shown": {}}
         return state
 
     def save(self: Any, path: str | os.PathLike[str]) -> None:
