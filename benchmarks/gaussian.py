@@ -93,7 +93,8 @@ def gaussian_baselines(X, T) -> tuple[float, float]:
 
     X, T = X.astype(np.float64), T.astype(np.float64)
     mean = X.mean(axis=0)
-    var = np.maximum(X.var(axis=0), 1e-6 * X.var(axis=0).mean())
+    var = X.var(axis=0)
+    var = np.where(var == 0, 0.01 * var.mean(), var)  # constant pixels, as GaussianRBM has it
     factorial = -0.5 * ((T - mean) ** 2 / var + np.log(2 * np.pi * var)).sum(axis=1).mean()
 
     def full(rows, test, ridge: float) -> float:

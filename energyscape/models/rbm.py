@@ -307,9 +307,11 @@ n_features_in_, seed_, trainer_
         xp = namespace(x)
         mean = x.mean(axis=0, dtype=np.float64)
         spread = ((x - mean) ** 2).mean(axis=0, dtype=np.float64)
-        # A constant feature gets a millionth of the mean variance; constant data get 1.
+        # A feature that is constant in these rows may not be so in others, which a narrow Gaussian
+        # would punish by thousands of nats: it gets a hundredth of the mean variance.
         average = float(spread.mean())
-        spread = xp.maximum(spread, 1e-6 * average) if average > 0 else xp.ones_like(spread)
+        flat = spread <= 1e-12 * mean * mean
+        spread = xp.where(flat, 0.01 * average if average > 0 else 1.0, spread)
         W = rng.normal((x.shape[1], self.n_components), x.dtype).astype(np.float64)
         W /= math.sqrt(x.shape[1])
         bias = math.log(_RARE) - 0.5 * (W * W).sum(axis=0)
