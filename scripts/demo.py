@@ -30,7 +30,7 @@ def load(bundled: bool) -> tuple[str, tuple, tuple, PCD, int]:
             print(f"{error}\nTaking scikit-learn's bundled digits instead.\n")
         else:
             trainer = PCD(
-                n_epochs=20, learning_rate=0.2, n_chains=200, averaging=0.1, batch_transform=bits
+                n_epochs=15, learning_rate=0.2, n_chains=200, averaging=0.1, batch_transform=bits
             )
             return "MNIST, 28×28", train, test, trainer, 500
     X, y = load_digits()
@@ -54,17 +54,18 @@ def main() -> None:
 
     rbm.save(options.out / "rbm.h5")
     rbm = energyscape.load(options.out / "rbm.h5")
-    save_grid(options.out / "filters.png", rbm.components_[:100], symmetric=True)
+    zoom = max(2, 60 // int(X.shape[1] ** 0.5))
+    save_grid(options.out / "filters.png", rbm.components_[:100], zoom, symmetric=True)
     save_curves(options.out / "curves.png", rbm.history_)
     bits = binarize(X_test, 0)
     pair = [image_grid(rows, n_columns=10) for rows in (bits[:100], rbm.sample(100, n_steps=1000))]
     gap = np.full((len(pair[0]), 8), 255, np.uint8)
     both = np.concatenate([pair[0], gap, pair[1]], axis=1)
-    save_png(options.out / "real_and_samples.png", both.repeat(2, axis=0).repeat(2, axis=1))
+    save_png(options.out / "real_and_samples.png", both.repeat(zoom, axis=0).repeat(zoom, axis=1))
 
     print("\nMean log-likelihood of the test rows (bits drawn once with seed 0), by annealed")
     print("importance sampling from both ends of the path:")
-    bounds = rbm.log_likelihood_bounds(bits, AIS(n_chains=200, n_temperatures=5000))
+    bounds = rbm.log_likelihood_bounds(bits, AIS(n_chains=200, n_temperatures=4000))
     estimate, ais = bounds.high, bounds.partition
     print(f"  forward  {estimate:8.2f} nats  (effective sample size {ais.ess:.0f} of 200 chains)")
     print(f"  reverse  {bounds.low:8.2f} nats  (a lower bound for the {bounds.low_holds_for})")
