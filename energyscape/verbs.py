@@ -1,8 +1,8 @@
 """The verbs: what a model offers, what a trainer may ask for, and the one error between them.
 
 A verb takes ``params`` (a dict: name → array) first, reads only hyper-parameters from ``self``,
-writes to none of its arguments (`project` alone does), and returns arrays on the device of ``x``
-and in its dtype; energies are always float64.
+writes to none of its arguments (but those that say "in place"), and returns arrays on the device
+of ``x`` and in its dtype; energies are always float64.
 """
 
 from __future__ import annotations

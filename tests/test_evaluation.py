@@ -96,6 +96,16 @@ def test_planted_units_are_named(good: RBM, change: Any, name: str) -> None:
     assert _names(_planted(good, change)) == [name]
 
 
+def test_correlated_filters_are_named(good: RBM) -> None:
+    def lean(params: Any) -> None:
+        """Every filter half its own, half one and the same."""
+        W = params["W"]
+        W += 2 * np.abs(W).mean()
+
+    assert "correlated filters" in _names(_planted(good, lean))
+    assert "correlated filters" not in _names(good)
+
+
 @pytest.mark.parametrize("rate", [1e-5, 1e-4])
 def test_a_rate_that_is_too_low_is_named(rate: float) -> None:
     assert _names(_rbm(rate).fit(X)) == ["learning rate too low"]
