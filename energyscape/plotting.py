@@ -14,7 +14,7 @@ import numpy as np
 from energyscape.backend import to_host
 from energyscape.io import write_atomic
 
-__all__ = ["image_grid", "save_curves", "save_grid", "save_png"]
+__all__ = ["image_grid", "save_curves", "save_grid", "save_png", "save_traces"]
 
 
 def image_grid(
@@ -150,3 +150,48 @@ def _default_panels(history: dict[str, list[float]]) -> list[list[str]]:
         ("grad_norm",),
     )
     return [found for group in wanted if (found := [k for k in group if k in history])]
+
+
+_TRACES = 8  # chains drawn one by one; more could not be told apart
+
+
+def save_traces(
+    path: str | os.PathLike[str],
+    labels: Sequence[str],
+    traces: np.ndarray,
+    autocorrelations: np.ndarray,
+) -> None:
+    """A line per quantity: how its chains ran, and their autocorrelations (needs matplotlib).
+
+    Parameters
+    ----------
+    path : path-like
+    labels : sequence of k str
+        Titles of the lines.
+    traces : array, shape (k, n_chains, n_draws)
+        Up to eight chains are drawn, from that of the lowest mean to that of the highest.
+    autocorrelations : array, shape (k, n_chains, n_lags)
+        From lag 0; the mean over all chains that have one is drawn in black.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 2.0 * len(labels) + 0.4), layout="constrained")
+    panels = figure.subplots(len(labels), 2, squeeze=False, width_ratios=(2, 1), sharex="col")
+    for (left, right), label, chains, rho in zip(
+        panels, labels, traces, autocorrelations, strict=True
+    ):
+        with np.errstate(invalid="ignore"):
+            order = np.argsort(chains.mean(axis=1))
+        shown = order[np.linspace(0, len(order) - 1, min(len(order), _TRACES)).astype(int)]
+        left.plot(chains[shown].T, linewidth=0.6)
+        left.set_title(label, loc="left", fontsize="medium")
+        right.axhline(0, color="0.7", linewidth=0.8)
+        right.plot(rho[shown].T, linewidth=0.6, alpha=0.5)
+        known = rho[np.isfinite(rho).all(axis=1)]
+        if len(known):
+            right.plot(known.mean(axis=0), color="black")
+        right.set_ylim(min(-0.25, known.min(initial=0)), 1.05)
+    panels[0, 1].set_title("autocorrelation", loc="left", fontsize="medium")
+    panels[-1, 0].set_xlabel("draw")
+    panels[-1, 1].set_xlabel("lag")
+    figure.savefig(path, dpi=120, format="png")

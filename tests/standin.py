@@ -18,9 +18,10 @@ import twins
 # What the library may use; every name is checked against the real CuPy where that installs.
 FUNCTIONS = """
 abs arange array asarray ascontiguousarray clip concatenate copyto cumsum divide empty empty_like
-exp full full_like isfinite less log log1p maximum minimum multiply negative ones ones_like repeat
-searchsorted sqrt stack subtract tanh where zeros zeros_like
+exp full full_like imag isfinite less log log1p maximum minimum moveaxis multiply negative ones
+ones_like real repeat searchsorted sort sqrt stack subtract tanh where zeros zeros_like
 """.split()
+FFT = "irfft rfft".split()  # in its module ``fft``
 _FROM_HOST = {"array", "asarray", "ascontiguousarray"}
 
 
@@ -227,15 +228,17 @@ def module() -> types.ModuleType:
     )
     for name in FUNCTIONS:
         setattr(fake, name, _function(name))
+    fft = {name: _function(name, np.fft) for name in FFT}
+    fake.fft = types.SimpleNamespace(**fft)  # type: ignore[attr-defined]
     return fake
 
 
-def _function(name: str) -> Any:
+def _function(name: str, module: Any = np) -> Any:
     host = name in _FROM_HOST
 
     def function(*args: Any, **kwargs: Any) -> Any:
         kwargs = {k: _unwrap(v) for k, v in kwargs.items()}
-        result = getattr(np, name)(*_unwrap(args, host), **kwargs)
+        result = getattr(module, name)(*_unwrap(args, host), **kwargs)
         if host and isinstance(result, np.ndarray) and any(result is a for a in args):
             result = result.copy()
         return _wrap(result)

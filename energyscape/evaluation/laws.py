@@ -163,17 +163,33 @@ def gradient_is_additive(model: Any, params: Params, x: np.ndarray, rng: Any) ->
 def input_gradient_is_central_difference(
     model: Any, params: Params, x: np.ndarray, rng: Any
 ) -> None:
-    """∂F/∂x along every coordinate."""
-    got = model.input_grad(params, x)
-    wanted = np.empty_like(x)
+    """∂F/∂x along every coordinate; at β < 1, row by row, and on the path from a base measure where
+    there is one."""
+    plain = model.input_grad(params, x)
+    _close(
+        plain, _slopes(lambda y: model.free_energy(params, y), x), _DIFFERENCE_TOLERANCE, "∂F/∂x"
+    )
+    _close(model.forward(params, x).input_grad(), plain, _EXACT, "forward().input_grad()")
+    if not speaks(model, ("input_grad_function",)):
+        _close(model.input_grad_function(params)(x), plain, _EXACT, "input_grad_function()")
+    if speaks(model, ("base_measure",)):
+        base = model.base_measure(params)
+        for beta, at in ((0.4, None), (0.4, base), (np.linspace(0, 1, len(x)), base)):
+            wanted = _slopes(lambda y, *path: model.forward(params, y, *path).energy(), x, beta, at)
+            got = model.forward(params, x, beta, at).input_grad()
+            _close(got, wanted, _DIFFERENCE_TOLERANCE, f"∂F/∂x at β = {beta}")
+
+
+def _slopes(energy: Callable[..., Any], x: np.ndarray, *more: Any) -> np.ndarray:
+    """Central differences of ``energy`` along every coordinate, the shape of x."""
+    slopes = np.empty_like(x)
+    h = _STEP * max(1.0, float(np.abs(x).mean()))
     for i in range(x[0].size):
-        h = _STEP * max(1.0, float(np.abs(x).mean()))
         up, down = np.array(x), np.array(x)
         up.reshape(len(x), -1)[:, i] += h
         down.reshape(len(x), -1)[:, i] -= h
-        slope = (model.free_energy(params, up) - model.free_energy(params, down)) / (2 * h)
-        wanted.reshape(len(x), -1)[:, i] = slope
-    _close(got, wanted, _DIFFERENCE_TOLERANCE, "∂F/∂x")
+        slopes.reshape(len(x), -1)[:, i] = (energy(up, *more) - energy(down, *more)) / (2 * h)
+    return slopes
 
 
 # ---------------------------------------------------------------- hidden units and sums

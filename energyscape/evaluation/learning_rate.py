@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
-from energyscape.backend import Purpose, on_device, stream, to_device
+from energyscape.backend import Purpose, draw_seed, on_device, stream, to_device
 from energyscape.errors import DivergenceError, SamplerWarning
-from energyscape.models.inputs import as_rows, draw_seed
+from energyscape.models.inputs import as_rows
 from energyscape.optim import Constant
 from energyscape.verbs import need
 
