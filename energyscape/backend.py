@@ -217,6 +217,13 @@ class Stream:
         """Standard normal."""
         raise NotImplementedError
 
+    def exponential(self, shape: Any) -> Array:
+        """Standard exponential, float64: never 0/0, because 1 - u lies in (0, 1]."""
+        u = self.uniform(shape, np.float64)
+        namespace(u).subtract(1.0, u, out=u)
+        namespace(u).log(u, out=u)
+        return namespace(u).negative(u, out=u)
+
     def bernoulli(self, p: Array) -> Array:
         """0 or 1 with probability ``p`` of a 1, in the dtype of ``p``."""
         return (self.uniform(p.shape, p.dtype) < p).astype(p.dtype)
@@ -293,3 +300,27 @@ class DeviceStream(Stream):
 def stream(seed: int, purpose: Purpose, step: int = 0, device: str = "cpu") -> Any:
     """The random stream at an address; equal addresses give equal numbers on a device type."""
     return HostStream(seed, purpose, step) if device == "cpu" else DeviceStream(seed, purpose, step)
+
+
+def draw_seed(random_state: Any) -> int:
+    """One integer for a fit: the int itself, or a draw from whatever generator is given.
+
+    Parameters
+    ----------
+    random_state : int, None, numpy.random.RandomState or numpy.random.Generator
+        None draws from NumPy's global state, as scikit-learn does.
+    """
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if random_state is None:
+        return int(np.random.mtrand._rand.randint(2**31 - 1))
+    if isinstance(random_state, int | np.integer) and not isinstance(random_state, bool):
+        if random_state < 0:
+            raise ValueError(f"random_state must be >= 0, got {random_state}")
+        return int(random_state)
+    raise ValueError(
+        "random_state must be an int, None, a numpy.random.RandomState or Generator; got "
+        f"{random_state!r}"
+    )

@@ -26,6 +26,7 @@ VERBS: dict[str, str] = {
     "free_energy": "(params, x) → (n,) float64: F(x; θ), latents summed or minimised out",
     "free_energy_grad": "(params, x, weights) → dict: Σ_i w_i ∂F(x_i)/∂θ, signed, no 1/n inside",
     "input_grad": "(params, x) → ∂F/∂x, the shape of x (its negative is the score)",
+    "input_grad_function": "(params) → a function x → ∂F/∂x, params worked into it once",
     "sample_hidden": "(params, x, rng, beta=1) → h ~ p(h | x)",
     "sample_visible": "(params, h, rng, beta=1, base=None) → x ~ p(x | h)",
     "encode": "(params, x) → mean code given x",
@@ -120,15 +121,19 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 
 def speaks(model: Any, verbs: tuple[str, ...]) -> list[str]:
-    """The ``verbs`` that ``model`` lacks."""
-    return [verb for verb in verbs if not callable(getattr(model, verb, None))]
+    """The ``verbs`` that ``model`` lacks; "one|other" asks for either."""
+
+    def offers(verb: str) -> bool:
+        return any(callable(getattr(model, name, None)) for name in verb.split("|"))
+
+    return [verb for verb in verbs if not offers(verb)]
 
 
 def obstacle(model: Any, trainer: Any) -> str | None:
     """Why ``trainer`` cannot train ``model``, in words; None if it can."""
     missing = speaks(model, trainer.requires)
     if missing:
-        needed = ", ".join(f"{verb}{VERBS.get(verb, '')}" for verb in missing)
+        needed = ", ".join(_described(verb) for verb in missing)
         return f"it needs {needed}, which {type(model).__name__} does not offer"
     domains = trainer.domains
     if domains and model.domain not in domains:
@@ -140,8 +145,12 @@ def need(model: Any, verbs: tuple[str, ...], what: str) -> None:
     """Raise `CapabilityError` if ``model`` lacks one of the ``verbs`` that ``what`` is made of."""
     missing = speaks(model, verbs)
     if missing:
-        needed = ", ".join(f"{verb}{VERBS[verb]}" for verb in missing)
+        needed = ", ".join(_described(verb) for verb in missing)
         raise CapabilityError(f"{what} needs {needed}, which {type(model).__name__} does not offer")
+
+
+def _described(verb: str) -> str:
+    return " or ".join(f"{name}{VERBS.get(name, '')}" for name in verb.split("|"))
 
 
 def require(model: Any, trainer: Any) -> None:

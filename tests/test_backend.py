@@ -185,7 +185,7 @@ def test_both_paths_agree_on_the_same_noise(
             trainer.apply(model, params, carry, sums, Moment(0, step, 0.1))
         base = model.base_measure(params)
         path = model.target(params, base=base)
-        sample = Gibbs().run(model.target(params), x[:5], 2, ReplayStream(xp, 4))
+        sample = Gibbs().run(model.target(params), x[:5], 2, ReplayStream(xp, 4)).x
         ais = AIS(10, 5).run(path, ReplayStream(xp, 5))
         result = {k: to_host(v) for k, v in (params | carry).items()}
         result |= {"energy": to_host(model.free_energy(params, x)), "sample": to_host(sample)}
@@ -310,13 +310,19 @@ def _kernel_cases(rng: np.random.Generator) -> dict[str, list[Any]]:
             w, g, v = (rng.standard_normal(1003).astype(dtype) for _ in range(3))
             scalars = [dtype(0.1), dtype(momentum), np.uint32(nesterov), dtype(0.01), dtype(0.02)]
             cases[f"descend_{suffix}#{i}"] = [w, g, v, *scalars, n]
+        for i, (rows, columns) in enumerate(((59, 1), (59, 17), (1, 17), (1, 1))):
+            x, q, g = (rng.standard_normal((59, 17)).astype(dtype) for _ in range(3))
+            factor = rng.random((rows, columns)).astype(dtype)
+            strides = [np.uint64(columns if rows > 1 else 0), np.uint64(columns > 1)]
+            sizes = [np.uint64(17), *strides, np.uint64(x.size)]
+            cases[f"leapfrog_{suffix}#{i}"] = [x, q, g, factor, *sizes]
     return cases
 
 
 def _threads(name: str, args: list[Any]) -> int:
     if name.startswith("softplus"):
         return 256 * len(args[0])
-    per_thread = 1 if "descend" in name or "words" in name else 4 if name.endswith("_f") else 2
+    per_thread = 1 if name[0] in "dl" or "words" in name else 4 if name.endswith("_f") else 2
     return -(-int(args[-1]) // per_thread) if "words" not in name else 1
 
 

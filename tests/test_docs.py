@@ -257,7 +257,8 @@ def test_the_model_sums_to_one_and_draws_what_it_says(models: ModuleType) -> Non
     p = np.exp(-model.free_energy(params, v) - model.log_partition(params))
     assert p.sum() == pytest.approx(1, abs=1e-12)
     draws = model.sample_exact(params, 50_000, stream(0, Purpose.SAMPLE))
-    moved = model.default_sampler().run(model.target(params), draws, 1, stream(1, Purpose.SAMPLE))
+    run = model.default_sampler().run(model.target(params), draws, 1, stream(1, Purpose.SAMPLE))
+    moved = run.x
     for x in (draws, moved):
         expected, observed = (
             len(x) * p,

@@ -67,7 +67,7 @@ class BaseForgotten(RBM):
 
 
 class InputGradientWithoutVariance(GaussianRBM):
-    def input_grad_from(self, params: Any, x: Any, hidden: Any) -> Any:
+    def input_grad_from(self, params: Any, x: Any, hidden: Any, *path: Any) -> Any:
         return x - self.decode(params, hidden)
 
 

@@ -46,11 +46,11 @@ def test_gibbs_does_not_drift_from_exact_draws(beta: float) -> None:
     p = np.exp(oracles.rbm_log_p(hot))
     x = model.sample_exact(hot, 100_000, stream(0, Purpose.SAMPLE))
     for steps in (1, 3):
-        moved = Gibbs().run(model.target(params, beta=beta), x, steps, stream(1, Purpose.SAMPLE))
+        moved = Gibbs().run(model.target(params, beta=beta), x, steps, stream(1, Purpose.SAMPLE)).x
         assert _misfit(_pattern_counts(moved), p) < 1
         assert (moved != x).any(axis=1).mean() > 0.3, "the chains hardly move"
     # Negative control, same n: a sampler at a temperature 5 % too high.
-    wrong = Gibbs().run(model.target(params, beta=beta / 1.05), x, 3, stream(1, Purpose.SAMPLE))
+    wrong = Gibbs().run(model.target(params, beta=beta / 1.05), x, 3, stream(1, Purpose.SAMPLE)).x
     assert _misfit(_pattern_counts(wrong), p) > 1
 
 
@@ -58,9 +58,9 @@ def test_gaussian_gibbs_does_not_drift_from_exact_draws() -> None:
     model = GaussianRBM(5)
     params = generic_params(model, REALS)
     x = model.sample_exact(params, 50_000, stream(0, Purpose.SAMPLE))
-    moved = Gibbs().run(model.target(params), x, 2, stream(1, Purpose.SAMPLE))
+    moved = Gibbs().run(model.target(params), x, 2, stream(1, Purpose.SAMPLE)).x
     again = model.sample_exact(params, 50_000, stream(2, Purpose.SAMPLE))
-    hot = Gibbs().run(model.target(params, beta=1 / 1.1), x, 2, stream(1, Purpose.SAMPLE))
+    hot = Gibbs().run(model.target(params, beta=1 / 1.1), x, 2, stream(1, Purpose.SAMPLE)).x
 
     def gap(a: np.ndarray, b: np.ndarray) -> float:
         """Largest Kolmogorov-Smirnov distance over coordinates and F, over its threshold."""
@@ -84,7 +84,7 @@ def test_clamped_gibbs_draws_the_conditional() -> None:
     p /= p.sum()
     target = Clamped(model.target(params), mask, values)
     start = target.hold(np.zeros((60_000, 6)))
-    x = Gibbs().run(target, start, 60, stream(0, Purpose.SAMPLE))
+    x = Gibbs().run(target, start, 60, stream(0, Purpose.SAMPLE)).x
     counts = _pattern_counts(x)
     assert counts[p == 0].sum() == 0
     assert _misfit(counts[p > 0], p[p > 0]) < 1
@@ -109,7 +109,7 @@ THRESHOLD = 4.9
 def test_ais_is_unbiased_forward_and_reverse(strong: Any, n_temperatures: int) -> None:
     model, params, log_z = strong
     path = model.target(params, base=model.base_measure(params))
-    ais = AIS(n_chains=40_000, n_temperatures=n_temperatures)
+    ais = AIS(n_chains=40_000, n_temperatures=n_temperatures, n_pilot=0)
     forward = ais.run(path, stream(1, Purpose.PARTITION))
     log_z_base = path.base_log_partition()
     assert abs(_z_score(np.exp(forward.log_weights + log_z_base - log_z))) < THRESHOLD
@@ -124,8 +124,9 @@ def test_ais_is_unbiased_forward_and_reverse(strong: Any, n_temperatures: int) -
 class WeightAfterMove(AIS):
     """The wrong order: the state moves before its weight is taken."""
 
-    def run(self, target: Any, rng: Any, verbose: bool = False) -> Any:
-        betas, x = self.betas(), target.sample_base(self.n_chains, rng)
+    def run(self, target: Any, rng: Any, verbose: bool = False, path: Any = None) -> Any:
+        betas = np.linspace(0, 1, self.n_temperatures + 1)
+        x = target.sample_base(self.n_chains, rng)
         log_w = np.zeros(len(x))
         for k in range(len(betas) - 1):
             x = target.at(betas[k + 1]).sweep(x, rng)
@@ -136,8 +137,8 @@ class WeightAfterMove(AIS):
 class DroppedFactor(AIS):
     """Reverse AIS with the k = 0 factor left out."""
 
-    def _descend(self, target: Any, x: Any, rng: Any, verbose: bool) -> Any:
-        betas, log_w = self.betas(), np.zeros(len(x))
+    def _descend(self, target: Any, x: Any, rng: Any, verbose: bool, path: Any) -> Any:
+        betas, log_w = np.linspace(0, 1, self.n_temperatures + 1), np.zeros(len(x))
         for k in range(len(betas) - 2, 0, -1):
             x = target.at(betas[k + 1]).sweep(x, rng)
             log_w += target.at(betas[k + 1]).energy(x) - target.at(betas[k]).energy(x)
@@ -162,7 +163,7 @@ def test_gaussian_ais_is_unbiased() -> None:
     params = generic_params(model, REALS, noise=0.1)
     log_z = model.log_partition(params)
     path = model.target(params, base=model.base_measure(params))
-    ais = AIS(n_chains=40_000, n_temperatures=30)
+    ais = AIS(n_chains=40_000, n_temperatures=30, n_pilot=0)
     forward = ais.run(path, stream(1, Purpose.PARTITION))
     assert forward.ess_fraction > 0.1
     z = _z_score(np.exp(forward.log_weights + path.base_log_partition() - log_z))
@@ -180,8 +181,8 @@ def test_raise_is_unbiased_for_the_annealed_model(strong: Any) -> None:
     v = oracles.states(6)
     base = model.base_measure(params)
     path = model.target(params, base=base)
-    ais = AIS(n_temperatures=5)
-    betas = ais.betas()
+    ais = AIS(n_temperatures=5, n_pilot=0)
+    betas = np.linspace(0, 1, 6)
     from energyscape.evaluation.laws import _transition
 
     # p_K = p_0 T_1 … T_K; RAISE's own definition of the path's last state.
@@ -225,9 +226,9 @@ def test_wide_weights_warn() -> None:
 @pytest.mark.parametrize(
     ("ais", "message"),
     [
-        (AIS(n_chains=0), "n_chains must be at least 1"),
-        (AIS(n_temperatures=0), "n_temperatures must be at least 1"),
-        (AIS(bend=0), "bend must be > 0"),
+        (AIS(n_chains=0), "n_chains must be an integer >= 1"),
+        (AIS(n_temperatures=0), "n_temperatures must be an integer >= 1"),
+        (AIS(n_pilot=-1), "n_pilot must be an integer >= 0"),
     ],
 )
 def test_ais_refuses_bad_settings(strong: Any, ais: AIS, message: str) -> None:

@@ -103,5 +103,23 @@ def descend_f(
     w[...] = np.sign(x) * np.maximum(np.abs(x) - l1, 0) / (1 + l2)
 
 
+def leapfrog_f(
+    threads: int,
+    x: Any,
+    q: Any,
+    g: Any,
+    factor: Any,
+    columns: Any,
+    row_stride: Any,
+    column_stride: Any,
+    n: Any,
+) -> None:
+    assert threads >= n == x.size and columns == x.shape[1]
+    i = np.arange(x.size)
+    at = (i // int(columns)) * int(row_stride) + (i % int(columns)) * int(column_stride)
+    q -= factor.ravel()[at].reshape(x.shape) * g
+    x += q
+
+
 uniform_d, normal_d, bernoulli_logit_d = uniform_f, normal_f, bernoulli_logit_f
-softplus_sum_d, descend_d = softplus_sum_f, descend_f
+softplus_sum_d, descend_d, leapfrog_d = softplus_sum_f, descend_f, leapfrog_f

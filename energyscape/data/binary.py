@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from energyscape.backend import Array, Purpose, device_of, stream
+from energyscape.backend import Array, Purpose, device_of, draw_seed, stream
 from energyscape.corruptions import Binarize
-from energyscape.models.inputs import draw_seed
 from energyscape.sources import compute_dtype
 
 

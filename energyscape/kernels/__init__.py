@@ -8,7 +8,10 @@ import numpy as np
 
 from energyscape.backend import THREADS, Array, is_gpu_array, launch, namespace
 
-__all__ = ["descend", "sigmoid", "softplus_sum"]
+__all__ = ["descend", "leapfrog", "sigmoid", "softplus_sum"]
+
+# Elements that stay in the second-level cache with the arrays beside them.
+_BLOCK = 1 << 15
 
 
 def sigmoid(a: Array, out: Array = None) -> Array:
@@ -114,3 +117,38 @@ def _descend_gpu(
     v = w if velocity is None else velocity
     scalars = (real(rate), real(momentum), np.uint32(nesterov), l1, l2, np.uint64(w.size))
     launch(name, w.size, (w, g, v, *scalars))
+
+
+def leapfrog(x: Array, q: Array, g: Array, factor: Array) -> None:
+    """Kick and drift, in place: q ← q - factor·g, then x ← x + q.
+
+    Parameters
+    ----------
+    x, q, g : arrays, shape (n, d), C-contiguous
+        Positions, momenta scaled so that they are displacements, gradients.
+    factor : array that broadcasts to (n, d): (1, 1), (n, 1), (1, d) or (n, d)
+        ε²/mass.
+    """
+    if is_gpu_array(x):
+        _leapfrog_gpu(x, q, g, factor)
+        return
+    rows = max(1, _BLOCK // max(1, x.shape[1]))
+    kick = np.empty((min(rows, len(x)), x.shape[1]), x.dtype)
+    for lo in range(0, len(x), rows):
+        part = slice(lo, lo + rows)
+        qs, xs = q[part], x[part]
+        step = kick[: len(qs)]
+        np.multiply(g[part], factor if len(factor) == 1 else factor[part], out=step)
+        qs -= step
+        xs += qs
+
+
+def _leapfrog_gpu(x: Array, q: Array, g: Array, factor: Array) -> None:
+    xp = namespace(x)
+    g, factor = xp.ascontiguousarray(g), xp.ascontiguousarray(factor)
+    rows, columns = factor.shape
+    row_stride = np.uint64(columns if rows > 1 else 0)
+    column_stride = np.uint64(1 if columns > 1 else 0)
+    sizes = (np.uint64(x.shape[1]), row_stride, column_stride, np.uint64(x.size))
+    name = "leapfrog_f" if x.dtype == np.float32 else "leapfrog_d"
+    launch(name, x.size, (x, q, g, factor, *sizes))

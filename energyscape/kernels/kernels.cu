@@ -136,3 +136,17 @@ extern "C" __global__ void NAME(T* w, const T* g, T* v, T rate, T momentum, u32 
 }
 DESCEND(descend_f, float, fabsf)
 DESCEND(descend_d, double, fabs)
+
+// Kick and drift of the leapfrog: q -= factor g, x += q; strides of 0 broadcast the factor.
+#define LEAPFROG(NAME, T)                                                                   \
+extern "C" __global__ void NAME(T* x, T* q, const T* g, const T* factor, u64 columns,       \
+                                u64 row_stride, u64 column_stride, u64 n) {                 \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    u64 j = (i / columns) * row_stride + (i % columns) * column_stride;                     \
+    T moved = q[i] - factor[j] * g[i];                                                      \
+    q[i] = moved;                                                                           \
+    x[i] += moved;                                                                          \
+}
+LEAPFROG(leapfrog_f, float)
+LEAPFROG(leapfrog_d, double)

@@ -20,6 +20,7 @@ from energyscape.backend import (
     Array,
     Purpose,
     device_of,
+    draw_seed,
     is_gpu_array,
     namespace,
     on_device,
@@ -27,7 +28,7 @@ from energyscape.backend import (
     stream,
     to_device,
 )
-from energyscape.models.inputs import as_rows, draw_seed, warn_range
+from energyscape.models.inputs import as_rows, warn_range
 from energyscape.models.likelihood import LikelihoodMixin
 from energyscape.models.persistence import PersistenceMixin
 from energyscape.models.sampling import SamplingMixin

@@ -48,11 +48,12 @@ class BipartitePass(Pass):
             field += params["c"]
         self.field = field
         self._hidden: Array = None
-        self._visible: Array = None
+        self._visible: list[Any] = []  # shared by the passes of all β at these points
 
-    def __getitem__(self, rows: slice) -> BipartitePass:
+    def __getitem__(self, rows: Any) -> BipartitePass:
+        beta = self.beta if np.ndim(self.beta) == 0 else self.beta[rows]
         part = BipartitePass(
-            self.model, self.params, self.x[rows], self.beta, self.base, self.field[rows]
+            self.model, self.params, self.x[rows], beta, self.base, self.field[rows]
         )
         part._hidden = None if self._hidden is None else self._hidden[rows]
         return part
@@ -66,13 +67,14 @@ class BipartitePass(Pass):
     def at(self, beta: Any) -> BipartitePass:
         """The same points at another inverse temperature, without another product."""
         other = BipartitePass(self.model, self.params, self.x, beta, self.base, self.field)
-        other._visible = self._visible_energies()
+        other._visible = self._visible
         return other
 
-    def _visible_energies(self) -> Array:
-        if self._visible is None:
-            self._visible = self.model.visible_energies(self.params, self.x, self.base)
-        return self._visible
+    def _visible_energies(self) -> tuple[Array, Array | None]:
+        if not self._visible:
+            self._visible += self.model.visible_energies(self.params, self.x, self.base)
+        own, at_base = self._visible
+        return own, at_base
 
     def _tempered(self) -> Array:
         return self.field if _is_one(self.beta) else self.field * as_column(self.beta, self.field)
@@ -98,7 +100,8 @@ class BipartitePass(Pass):
         return self.model.grad_from(self.params, self.x, self.hidden(), weights)
 
     def input_grad(self) -> Array:
-        return self.model.input_grad_from(self.params, self.x, self.hidden())
+        p = self.params
+        return self.model.input_grad_from(p, self.x, self.hidden(), self.beta, self.base)
 
     def stats(self) -> Params:
         if not self.model.centered:
@@ -279,6 +282,11 @@ class BipartiteModel(EnergyModel):
     def intercept_visible_(self) -> Any:
         self._need_fit("intercept_visible_")
         return self._fitted(self._params["b"])
+
+
+def bipartite_shapes(d: int, k: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of what both machines have, for ``d`` visible and ``k`` hidden units."""
+    return {"W": (d, k), "b": (d,), "c": (k,), "mean_v": (d,), "mean_h": (k,)}
 
 
 def binary_states(index: Array, units: int, like: Array) -> Array:

@@ -88,27 +88,3 @@ def warn_range(model: Any, X: Any) -> None:
     complaint = range_complaint(model, X)
     if complaint is not None:
         warnings.warn(complaint, DataRangeWarning, stacklevel=3)
-
-
-def draw_seed(random_state: Any) -> int:
-    """One integer for a fit: the int itself, or a draw from whatever generator is given.
-
-    Parameters
-    ----------
-    random_state : int, None, numpy.random.RandomState or numpy.random.Generator
-        None draws from NumPy's global state, as scikit-learn does.
-    """
-    if isinstance(random_state, np.random.Generator):
-        return int(random_state.integers(2**31))
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(2**31 - 1))
-    if random_state is None:
-        return int(np.random.mtrand._rand.randint(2**31 - 1))
-    if isinstance(random_state, int | np.integer) and not isinstance(random_state, bool):
-        if random_state < 0:
-            raise ValueError(f"random_state must be >= 0, got {random_state}")
-        return int(random_state)
-    raise ValueError(
-        "random_state must be an int, None, a numpy.random.RandomState or Generator; got "
-        f"{random_state!r}"
-    )

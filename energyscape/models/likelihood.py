@@ -12,8 +12,8 @@ from typing import Any
 
 from sklearn.utils.validation import check_is_fitted
 
-from energyscape.backend import Array, Purpose, on_device, stream, to_device, to_host
-from energyscape.models.inputs import as_rows, draw_seed
+from energyscape.backend import Array, Purpose, draw_seed, on_device, stream, to_device, to_host
+from energyscape.models.inputs import as_rows
 from energyscape.samplers import AIS, PartitionEstimate
 from energyscape.samplers.ais import exact_partition
 from energyscape.verbs import Params, need, speaks

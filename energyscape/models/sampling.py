@@ -10,15 +10,15 @@ from sklearn.utils.validation import check_is_fitted
 from energyscape.backend import (
     Array,
     Purpose,
+    draw_seed,
     is_gpu_array,
     namespace,
     on_device,
     stream,
     to_device,
 )
-from energyscape.models.inputs import draw_seed
 from energyscape.samplers import Clamped
-from energyscape.verbs import check_count, need
+from energyscape.verbs import check_count, need, speaks
 
 # Chains that move together on a CPU: more of them leave its caches (measured: 20,000 chains of
 # 64 + 256 units take 5.0 µs a chain and step in one go, 1.6 µs by thousands).
@@ -75,16 +75,19 @@ class SamplingMixin:
             x = self._start(n_samples, start, stream(seed, Purpose.SAMPLE, 0, self._device))
             held = None if clamp is None else self._clamp(clamp, n_samples)
             size = CHAINS_AT_ONCE if self._device == "cpu" else n_samples
+            tempered = sampler.tempers and not speaks(self, ("base_measure",))
+            base = self.base_measure(self._params) if tempered else None
             parts = []
             for i, lo in enumerate(range(0, n_samples, size)):
-                target: Any = self.target(self._params, beta=beta)
+                target: Any = self.target(self._params, base, beta)
                 chains = x[lo : lo + size]
                 if held is not None:
                     own = [a[lo : lo + size] if a.ndim == x.ndim else a for a in held]
                     target = Clamped(target, *own)
                     chains = target.hold(chains)
                 rng = stream(seed, Purpose.SAMPLE, 1 + i, self._device)
-                parts.append(sampler.run(target, chains, n_steps, rng, bool(self.verbose)))
+                run = sampler.run(target, chains, n_steps, rng, verbose=bool(self.verbose))
+                parts.append(run.x)
             x = parts[0] if len(parts) == 1 else namespace(x).concatenate(parts)
         return to_device(x, self._home)
 
@@ -92,7 +95,10 @@ class SamplingMixin:
         if start is not None:
             start = self._points(start, "start", ((n, self.n_features_in_),), self._dtype)
             return self._finite(start, "start")
-        h = self._state.carry.get("chain/h")
+        carry = self._state.carry
+        h = carry.get("chain/h")
+        if "chain/x" in carry:
+            return carry["chain/x"][namespace(carry["chain/x"]).arange(n) % len(carry["chain/x"])]
         if h is None:
             need(self, ("base_measure",), "sample without start= or persistent chains")
             base = self.base_measure(self._params)

@@ -16,15 +16,21 @@ from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from tqdm import tqdm
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.errors import CapabilityError, SamplerWarning
 from energyscape.registry import register
+from energyscape.samplers.base import Chains, Sampler, as_stream
+from energyscape.samplers.gibbs import Gibbs
+from energyscape.samplers.hmc import HMC, Gradient
+from energyscape.verbs import check_count
 
 _BOOTSTRAPS = 1000
 _LEVEL = 0.95
+# Moves at each temperature of a pilot run that looks for step sizes.
+_PILOT_MOVES = 3
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,25 @@ class PartitionEstimate:
         return self.ess / max(1, len(self.log_weights))
 
 
+@dataclass(frozen=True)
+class Path:
+    """An annealing path as a pilot run planned it.
+
+    Attributes
+    ----------
+    betas : array, shape (n_temperatures + 1,)
+        From 0 to 1.
+    steps : array, shape (n_temperatures + 1,), or None
+        Step size of the sampler at each β.
+    """
+
+    betas: np.ndarray
+    steps: np.ndarray | None = None
+
+
 @register
 class AIS(BaseEstimator):
-    """Annealed importance sampling with the target's own block-Gibbs kernel.
+    """Annealed importance sampling, with any kernel that leaves its target alone.
 
     Parameters
     ----------
@@ -67,78 +89,193 @@ class AIS(BaseEstimator):
         Independent runs, moved as one batch.
     n_temperatures : int, default 1000
         Steps K of the path. The bias of log Ẑ falls as 1/K.
-    bend : float, default 1
-        β_k = 1 - (1 - k/K)^bend: 1 is linear, 2 spends half of the steps above β = 0.75.
+    sampler : sampler, optional
+        The kernel. Default: `Gibbs` where the target has it, else `HMC` of 5 leapfrog steps.
+    n_pilot : int, optional
+        Temperatures of a pilot run, which spaces the β so that each step adds the same to the
+        standard deviation of log w, and finds step sizes. Both are frozen before the weighted run,
+        whose chains are others, so that it stays unbiased. Default: a tenth of
+        ``n_temperatures``, at least 20; 0 for equal steps of β.
+
+    References
+    ----------
+    Neal, R. (2001). Annealed importance sampling.
+    Salakhutdinov, R., Murray, I. (2008). On the quantitative analysis of deep belief networks.
+    Burda, Y., Grosse, R., Salakhutdinov, R. (2015). Accurate and conservative estimates of MRF
+    log-likelihood using reverse annealing.
     """
 
-    def __init__(self, n_chains: int = 100, n_temperatures: int = 1000, bend: float = 1.0) -> None:
+    def __init__(
+        self,
+        n_chains: int = 100,
+        n_temperatures: int = 1000,
+        sampler: Sampler | None = None,
+        n_pilot: int | None = None,
+    ) -> None:
         self.n_chains = n_chains
         self.n_temperatures = n_temperatures
-        self.bend = bend
+        self.sampler = sampler
+        self.n_pilot = n_pilot
 
-    def betas(self) -> np.ndarray:
-        """Inverse temperatures from 0 to 1, shape (n_temperatures + 1,)."""
-        for name in ("n_chains", "n_temperatures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"AIS.{name} must be at least 1, got {getattr(self, name)!r}")
-        if not self.bend > 0:
-            raise ValueError(f"AIS.bend must be > 0, got {self.bend!r}")
-        return 1.0 - np.linspace(1.0, 0.0, self.n_temperatures + 1) ** self.bend
+    # ------------------------------------------------------------ the path
 
-    def run(self, target: Any, rng: Any, verbose: bool = False) -> PartitionEstimate:
+    def plan(self, target: Any, rng: Any, verbose: bool = False) -> Path:
+        """The path by a pilot run; pass it to `run` and `reverse` to pay for it once.
+
+        Parameters
+        ----------
+        target : target with a base
+        rng : Stream
+        verbose : bool, default False
+
+        Returns
+        -------
+        Path
+        """
+        kernel = self._checked(target, rng)
+        pilot = max(20, self.n_temperatures // 10) if self.n_pilot is None else self.n_pilot
+        check_count("AIS.n_pilot", pilot, 0)
+        even = np.linspace(0.0, 1.0, self.n_temperatures + 1)
+        finds_steps = isinstance(kernel, Gradient) and kernel.step_size is None
+        if pilot == 0:
+            if finds_steps:
+                raise ValueError(
+                    f"AIS with {type(kernel).__name__} finds the step sizes in its pilot run: give "
+                    "n_pilot > 0, or the sampler a step_size"
+                )
+            return Path(even)
+        betas = np.linspace(0.0, 1.0, pilot + 1)
+        slopes, steps = self._pilot(target, kernel, betas, finds_steps, rng, verbose)
+        ladder = _equal_steps(betas, slopes, self.n_temperatures)
+        if not finds_steps:
+            return Path(ladder)
+        return Path(ladder, np.exp(np.interp(ladder, betas[1:], np.log(steps))))
+
+    def _pilot(
+        self, target: Any, kernel: Any, betas: np.ndarray, adapts: bool, rng: Any, verbose: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """sd of d log w/dβ between neighbours, and the step size at each but the first."""
+        x = target.sample_base(self.n_chains, rng)
+        chains = kernel.start(target.at(betas[1]), x, rng)
+        aim = getattr(kernel, "target_acceptance", 0.0)
+        slopes, steps = [], []
+        for k in _progress(range(len(betas) - 1), "AIS pilot", verbose):
+            passed = target.forward(chains.x)
+            upper = passed.at(betas[k + 1])
+            gain = to_host(passed.at(betas[k]).energy() - upper.energy())
+            slopes.append(_spread(gain) / (betas[k + 1] - betas[k]))
+            for repeat in range(_PILOT_MOVES if adapts else 1):
+                at = target.at(betas[k + 1])
+                info = kernel.step(at, chains, rng, upper if repeat == 0 else None)
+                if adapts:
+                    rate = float(info["acceptance"].mean())
+                    chains.shared["step_size"] = chains.shared["step_size"] * np.exp(rate - aim)
+            if adapts:
+                steps.append(float(to_host(chains.shared["step_size"])[0]))
+        return np.array(slopes), np.array(steps)
+
+    def _checked(self, target: Any, rng: Any) -> Any:
+        """The kernel, if it can move the target and a base is there."""
+        check_count("AIS.n_chains", self.n_chains)
+        check_count("AIS.n_temperatures", self.n_temperatures)
+        if not getattr(target, "has_base", False):
+            raise CapabilityError(
+                "AIS needs a path from a base measure: model.target(params, "
+                "base=model.base_measure(params)), or Bridge(Gaussian.fit(X), target)"
+            )
+        kernel = self.sampler
+        if kernel is None:
+            kernel = Gibbs() if target.has_sweep else HMC(n_leapfrog=5)
+        if not kernel.invariant:
+            raise ValueError(
+                f"AIS needs a kernel that leaves its target alone; {kernel!r} does not"
+            )
+        kernel.check(target, target.sample_base(min(self.n_chains, 10), rng))
+        return kernel
+
+    # ------------------------------------------------------------ estimates
+
+    def run(
+        self, target: Any, rng: Any, verbose: bool = False, path: Path | None = None
+    ) -> PartitionEstimate:
         """Forward estimate of log Z: a stochastic lower bound.
 
         Parameters
         ----------
-        target : Target with a base measure
-        rng : Stream
+        target : target with a base
+            ``model.target(params, base=...)`` or `Bridge`.
+        rng : Stream, or what gives a seed
         verbose : bool, default False
             Show progress on stderr.
+        path : Path, optional
+            As `plan` gives it; default: planned here.
 
         Returns
         -------
         PartitionEstimate
+
+        Raises
+        ------
+        CapabilityError
+            If there is no base, or the sampler cannot move the target.
 
         Warns
         -----
         SamplerWarning
             If the weights are so uneven that fewer than five chains count.
         """
-        _check(target)
-        betas = self.betas()
+        rng = as_stream(rng, target.like)
+        path = self.plan(target, rng, verbose) if path is None else path
         x = target.sample_base(self.n_chains, rng)
         log_w = namespace(x).zeros(len(x), np.float64)
+        kernel, chains = self._begin(target, x, path, rng)
+        betas = path.betas
         for k in _progress(range(len(betas) - 1), "AIS", verbose):
-            passed = target.forward(x)
+            passed = target.forward(chains.x)
             upper = passed.at(betas[k + 1])
             log_w += passed.at(betas[k]).energy() - upper.energy()
-            x = target.at(betas[k + 1]).finish_sweep(upper, rng)
+            _set_step(chains, path, k + 1)
+            kernel.step(target.at(betas[k + 1]), chains, rng, upper)
         return _estimate(to_host(log_w), target.base_log_partition(), 1, "lower bound")
 
     def reverse(
-        self, target: Any, draws: Array, rng: Any, exact: bool, verbose: bool = False
+        self,
+        target: Any,
+        draws: Array,
+        rng: Any,
+        exact: bool,
+        verbose: bool = False,
+        path: Path | None = None,
     ) -> PartitionEstimate:
         """Backward estimate of log Z from draws of the model, one chain per draw.
 
         Parameters
         ----------
-        target : Target with a base measure
+        target : target with a base
         draws : array, shape (n, *event_shape)
-        rng : Stream
+        rng : Stream, or what gives a seed
         exact : bool
             Whether ``draws`` are exact: then the result is a stochastic upper bound on log Z, and
             is labelled so; otherwise it is labelled an estimate.
+        path : Path, optional
+            As for `run`.
 
         Returns
         -------
         PartitionEstimate
         """
-        log_w = to_host(self._descend(target, draws, rng, verbose))
+        log_w = to_host(self._descend(target, draws, as_stream(rng, draws), verbose, path))
         kind = "upper bound" if exact else "estimate"
         return _estimate(log_w, target.base_log_partition(), -1, kind)
 
     def annealed_log_likelihood(
-        self, target: Any, x: Array, rng: Any, chains_per_row: int = 1, verbose: bool = False
+        self,
+        target: Any,
+        x: Array,
+        rng: Any,
+        chains_per_row: int = 1,
+        verbose: bool = False,
+        path: Path | None = None,
     ) -> np.ndarray:
         """RAISE: log of an unbiased estimate of p_ann(x), the density of the path's last state.
 
@@ -147,48 +284,73 @@ class AIS(BaseEstimator):
 
         Parameters
         ----------
-        target : Target with a base measure
+        target : target with a base
         x : array, shape (n, *event_shape)
-        rng : Stream
+        rng : Stream, or what gives a seed
         chains_per_row : int, default 1
+        path : Path, optional
+            As for `run`.
 
         Returns
         -------
         array, shape (n,), float64, in nats
         """
-        if chains_per_row < 1:
-            raise ValueError(f"chains_per_row must be at least 1, got {chains_per_row!r}")
+        check_count("chains_per_row", chains_per_row)
         xp = namespace(x)
         energy = to_host(target.energy(x))
         start = xp.repeat(x, chains_per_row, axis=0)
-        log_w = to_host(self._descend(target, start, rng, verbose)).reshape(len(x), chains_per_row)
-        mean = logsumexp(log_w, axis=1) - np.log(chains_per_row)
+        log_w = self._descend(target, start, as_stream(rng, x), verbose, path)
+        mean = logsumexp(to_host(log_w).reshape(len(x), -1), axis=1) - np.log(chains_per_row)
         return -energy - target.base_log_partition() + mean
 
-    def _descend(self, target: Any, x: Array, rng: Any, verbose: bool) -> Array:
-        """log w of the reversed path; the Gibbs kernel on x is its own reverse."""
-        _check(target)
-        betas = self.betas()
+    def _descend(self, target: Any, x: Array, rng: Any, verbose: bool, path: Path | None) -> Array:
+        """log w of the reversed path, by kernels that are their own reverse."""
+        path = self.plan(target, rng, verbose) if path is None else path
+        kernel, chains = self._begin(target, x, path, rng)
+        if not kernel.reversible:
+            raise ValueError(f"the reverse of a path needs a reversible kernel, got {kernel!r}")
+        betas = path.betas
         log_w = namespace(x).zeros(len(x), np.float64)
-        passed = target.forward(x)
+        passed = target.forward(chains.x)
         for k in _progress(range(len(betas) - 2, -1, -1), "reverse AIS", verbose):
-            x = target.at(betas[k + 1]).finish_sweep(passed.at(betas[k + 1]), rng)
-            passed = target.forward(x)
+            _set_step(chains, path, k + 1)
+            kernel.step(target.at(betas[k + 1]), chains, rng, passed.at(betas[k + 1]))
+            passed = target.forward(chains.x)
             log_w += passed.at(betas[k + 1]).energy() - passed.at(betas[k]).energy()
         return log_w
+
+    def _begin(self, target: Any, x: Array, path: Path, rng: Any) -> tuple[Any, Chains]:
+        """The kernel with nothing left to adapt, and its chains."""
+        kernel = self._checked(target, rng)
+        if path.steps is not None:
+            kernel = clone(kernel).set_params(step_size=float(path.steps[-1]), adaptation=())
+        return kernel, kernel.start(target.at(float(path.betas[1])), x, rng)
+
+
+def _set_step(chains: Chains, path: Path, k: int) -> None:
+    if path.steps is not None:
+        chains.shared["step_size"] = namespace(chains.x).full((1,), path.steps[k])
+
+
+def _equal_steps(betas: np.ndarray, slopes: np.ndarray, n: int) -> np.ndarray:
+    """n + 1 values of β that share ∫(sd of d log w/dβ) dβ equally, with a tenth spread evenly."""
+    share = slopes / max(slopes.sum(), 1e-300) if np.isfinite(slopes).all() else 0 * slopes
+    density = 0.9 * share + 0.1 / len(slopes)
+    length = np.concatenate([[0.0], np.cumsum(density)])
+    ladder = np.interp(np.linspace(0, length[-1], n + 1), length, betas)
+    ladder[0], ladder[-1] = 0.0, 1.0
+    return ladder
+
+
+def _spread(values: np.ndarray) -> float:
+    """A standard deviation that one stray chain does not own: from the quartiles."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    return float(high - low) / 1.349
 
 
 def exact_partition(value: float) -> PartitionEstimate:
     """The record of an exactly known log Z."""
     return PartitionEstimate(float(value), (float(value), float(value)), np.inf, "exact")
-
-
-def _check(target: Any) -> None:
-    if not target.has_sweep or target.base is None:
-        raise CapabilityError(
-            "AIS needs a target with block-Gibbs steps and a base measure: "
-            "model.target(params, base=model.base_measure(params))"
-        )
 
 
 def _progress(steps: range, name: str, verbose: bool) -> Any:

@@ -92,12 +92,13 @@ class Trainer(BaseEstimator):
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters by name, nested ones as ``optimizer__momentum``."""
-        nested = [key for key in params if key.startswith("optimizer__")]
-        if nested and self.optimizer is None and params.get("optimizer") is None:
-            raise ValueError(
-                f"{nested[0]} has nothing to set: {type(self).__name__}.optimizer is None. Pass "
-                f"one first, e.g. {type(self).__name__}(optimizer=SGD(0.1))"
-            )
+        for part, example in (("optimizer", "SGD(0.1)"), ("sampler", "HMC()")):
+            nested = [key for key in params if key.startswith(f"{part}__")]
+            if nested and getattr(self, part, None) is None and params.get(part) is None:
+                raise ValueError(
+                    f"{nested[0]} has nothing to set: {type(self).__name__}.{part} is None. Pass "
+                    f"one first, e.g. {type(self).__name__}({part}={example})"
+                )
         return super().set_params(**params)
 
     def settle(self, n_rows: int) -> None:

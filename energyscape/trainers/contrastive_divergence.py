@@ -5,7 +5,8 @@
 each mean over its own count. CD-k (Hinton, 2002) starts the chains at the data for every update;
 PCD (Tieleman, 2008; Younes, 1989) lets them run on; FPCD (Tieleman and Hinton, 2009) runs them on
 θ + θ_fast, an overlay that learns quickly and decays quickly and so drives them apart.
-Chains are kept as hidden states, so that an update costs five matrix products at one step.
+Gibbs chains are kept as hidden states, so that an update costs five matrix products at one step;
+any other sampler keeps what it needs, and its adapters follow the model for as long as it learns.
 """
 
 from __future__ import annotations
@@ -16,21 +17,24 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
+from energyscape.errors import CapabilityError
 from energyscape.optim import Moment, Optimizer
 from energyscape.registry import register
+from energyscape.samplers.base import Chains, Sampler, complain
 from energyscape.trainers.base import Batch, Contrast, at_coordinates, contrast_weights
-from energyscape.verbs import Params, Pass, check_count
+from energyscape.verbs import Params, Pass, check_count, speaks
 
 
 class _ChainContrast(Contrast):
-    """What CD and PCD share: their constructor and its checks."""
+    """What CD and PCD share: their constructor, its checks, and moves by any sampler."""
 
-    requires = (*Contrast.requires, "free_energy_grad", "sample_hidden", "sample_visible")
+    requires = (*Contrast.requires, "free_energy_grad", "sample_visible|input_grad")
 
     def __init__(
         self,
         n_steps: int = 1,
         n_chains: int | None = None,
+        sampler: Any = None,
         n_epochs: int | None = None,
         batch_size: int = 100,
         learning_rate: float | None = None,
@@ -42,6 +46,7 @@ class _ChainContrast(Contrast):
     ) -> None:
         self.n_steps = n_steps
         self.n_chains = n_chains
+        self.sampler = sampler
         self.n_epochs = n_epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -57,6 +62,54 @@ class _ChainContrast(Contrast):
             if value is None and key == "n_chains":
                 continue
             check_count(f"{type(self).__name__}.{key}", value)
+        if self.sampler is not None and not isinstance(self.sampler, Sampler):
+            raise ValueError(
+                f"{type(self).__name__}.sampler must be a sampler, got {self.sampler!r}"
+            )
+        kernel = self._kernel(model)
+        kernel.validate()
+        why = kernel.obstacle(model.target({}))
+        if why is not None:
+            raise CapabilityError(
+                f"{type(self).__name__} cannot train {type(model).__name__} with "
+                f"{type(kernel).__name__}: {why}"
+            )
+
+    def _kernel(self, model: Any) -> Any:
+        """What moves the chains."""
+        return model.default_sampler() if self.sampler is None else self.sampler
+
+    def _target(self, kernel: Any, model: Any, params: Params) -> Any:
+        tempered = kernel.tempers and not speaks(model, ("base_measure",))
+        return model.target(params, model.base_measure(params) if tempered else None)
+
+    def _begin(self, model: Any, params: Params, x: Array, rng: Any) -> Chains:
+        """Checked chains at ``x``, with what will adapt them."""
+        kernel = self._kernel(model)
+        target = self._target(kernel, model, params)
+        kernel.check(target, x)
+        chains = kernel.start(target, x, rng)
+        for adapter in kernel.adapters(persistent=True):
+            adapter.start(chains, 0)
+        return chains
+
+    def _advance(self, model: Any, params: Params, chains: Chains, rng: Any) -> None:
+        """``n_steps`` of every chain at ``params``; the adapters look on."""
+        kernel = self._kernel(model)
+        target = self._target(kernel, model, params)
+        for _ in range(self.n_steps):
+            info = kernel.step(target, chains, rng)
+            for adapter in kernel.adapters(persistent=True):
+                adapter.update(chains, info)
+
+    def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
+        if "sampler/step_size" not in carry:
+            return {}
+        step = carry["sampler/step_size"]
+        complain(
+            self._kernel(model).adapters(persistent=True), Chains.of({"chain/x": step} | carry)
+        )
+        return {"chain_step_size": step.mean()}
 
 
 @register
@@ -72,6 +125,8 @@ class CD(_ChainContrast):
         k of CD-k.
     n_chains : int, optional
         Negative rows per update, started at the batch's rows in turn. Default: one per row.
+    sampler : sampler, optional
+        What moves the chains: `HMC`, `ParallelTempering`, …; default: the model's own.
     n_epochs : int, optional
         Default: as many as make 10,000 updates, at least 10 and at most 1000.
     batch_size : int, default 100
@@ -96,15 +151,37 @@ class CD(_ChainContrast):
     def points(
         self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
     ) -> tuple[Pass, Array]:
-        data = model.forward(params, batch.x)
         rows = len(batch.x)
         chains = rows if self.n_chains is None else self.n_chains
+        if not self._kernel(model).needs_sweep:
+            return self._by_sampler(model, params, carry, batch, chains, rng)
+        data = model.forward(params, batch.x)
         moved = data if chains == rows else _cycled(model, params, batch.x, chains)
         for _ in range(self.n_steps):
             h = moved.sample_hidden(rng)
             moved = model.forward(params, model.sample_visible(params, h, rng))
         passed = data.join(moved)
         return passed, contrast_weights(passed.x, batch.n, chains, rows)
+
+    def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
+        carry = super().start(model, params, x, rng)
+        if self._kernel(model).needs_sweep:
+            return carry
+        rows = x[: min(len(x), max(self.batch_size, 2))]
+        shared = self._begin(model, params, rows, rng).shared
+        return carry | {f"sampler/{key}": value for key, value in shared.items()}
+
+    def _by_sampler(
+        self, model: Any, params: Params, carry: Params, batch: Batch, n: int, rng: Any
+    ) -> tuple[Pass, Array]:
+        """Chains anew from the rows; step size and the like are carried on."""
+        x, xp = batch.x[namespace(batch.x).arange(n) % len(batch.x)], namespace(batch.x)
+        chains = Chains.of(carry | {"chain/x": x})
+        self._kernel(model).restart(chains, rng)
+        self._advance(model, params, chains, rng)
+        carry |= {f"sampler/{key}": value for key, value in chains.shared.items()}
+        passed = model.forward(params, xp.concatenate([batch.x, chains.x]))
+        return passed, contrast_weights(passed.x, batch.n, n, len(batch.x))
 
 
 @register
@@ -117,10 +194,10 @@ class PCD(_ChainContrast):
     Parameters
     ----------
     n_steps : int, default 1
-        Gibbs steps of every chain per update.
+        Steps of every chain per update.
     n_chains : int, optional
         Chains, whatever the batch size. Default: max(batch_size, 100).
-    n_epochs, batch_size, learning_rate, optimizer, averaging, batch_transform, \
+    sampler, n_epochs, batch_size, learning_rate, optimizer, averaging, batch_transform, \
 validation_fraction, callbacks
         As for `CD`.
 
@@ -132,20 +209,29 @@ validation_fraction, callbacks
 
     def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
         chains = max(self.batch_size, 100) if self.n_chains is None else self.n_chains
-        h = _cycled(model, params, x, chains).sample_hidden(rng)
-        return super().start(model, params, x, rng) | {"chain/h": h}
+        carry, at_data = super().start(model, params, x, rng), _cycled(model, params, x, chains)
+        if self._kernel(model).needs_sweep:
+            return carry | {"chain/h": at_data.sample_hidden(rng)}
+        return carry | self._begin(model, params, at_data.x, rng).carry()
 
     def points(
         self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
     ) -> tuple[Pass, Array]:
-        v = self._move(model, params, carry["chain/h"], rng)
+        v = self._move(model, params, carry, rng)
         rows, xp = len(batch.x), namespace(batch.x)
         passed = model.forward(params, xp.concatenate([batch.x, v]))
-        carry["chain/h"] = passed[rows:].sample_hidden(rng)
+        if "chain/h" in carry:
+            carry["chain/h"] = passed[rows:].sample_hidden(rng)
         return passed, contrast_weights(passed.x, batch.n, len(v), rows)
 
-    def _move(self, model: Any, params: Params, h: Array, rng: Any) -> Array:
-        """The chains' visible states after ``n_steps``; the last h comes with the gradient."""
+    def _move(self, model: Any, params: Params, carry: Params, rng: Any) -> Array:
+        """The chains' visible states after ``n_steps``; a last h comes with the gradient."""
+        if "chain/h" not in carry:
+            chains = Chains.of(carry)
+            self._advance(model, params, chains, rng)
+            carry |= chains.carry()
+            return chains.x
+        h = carry["chain/h"]
         v = model.sample_visible(params, h, rng)
         for _ in range(self.n_steps - 1):
             h = model.forward(params, v).sample_hidden(rng)
@@ -153,9 +239,12 @@ validation_fraction, callbacks
         return v
 
     def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
-        v = model.sample_visible(params, carry["chain/h"], rng)
+        if "chain/h" in carry:
+            v = model.sample_visible(params, carry["chain/h"], rng)
+        else:
+            v = carry["chain/x"]
         xp = namespace(v)
-        return {
+        return super().report(model, params, carry, rng) | {
             "chain_energy": model.free_energy(params, v).mean(),
             "chain_spread": xp.sqrt(v.var(axis=0, dtype=np.float64).mean()),
         }
@@ -170,7 +259,7 @@ class FPCD(PCD):
 
     Parameters
     ----------
-    n_steps, n_chains, n_epochs, batch_size, learning_rate, optimizer, averaging, \
+    n_steps, n_chains, sampler, n_epochs, batch_size, learning_rate, optimizer, averaging, \
 batch_transform, validation_fraction, callbacks
         As for `PCD`.
     fast_learning_rate : float, default 0.05
@@ -188,6 +277,7 @@ batch_transform, validation_fraction, callbacks
         self,
         n_steps: int = 1,
         n_chains: int | None = None,
+        sampler: Any = None,
         n_epochs: int | None = None,
         batch_size: int = 100,
         learning_rate: float | None = None,
@@ -202,6 +292,7 @@ batch_transform, validation_fraction, callbacks
         super().__init__(
             n_steps=n_steps,
             n_chains=n_chains,
+            sampler=sampler,
             n_epochs=n_epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -235,8 +326,9 @@ batch_transform, validation_fraction, callbacks
         self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
     ) -> tuple[Pass, Array]:
         overlaid = _overlaid(model, params, carry)
-        v = self._move(model, overlaid, carry["chain/h"], rng)
-        carry["chain/h"] = model.forward(overlaid, v).sample_hidden(rng)
+        v = self._move(model, overlaid, carry, rng)
+        if "chain/h" in carry:
+            carry["chain/h"] = model.forward(overlaid, v).sample_hidden(rng)
         rows, xp = len(batch.x), namespace(batch.x)
         # The gradient is that of F at the points, under the model's own parameters.
         passed = model.forward(params, xp.concatenate([batch.x, v]))
