@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.models import RBM, GaussianRBM
+from energyscape.samplers import HMC, Langevin, Metropolis, ParallelTempering
 from energyscape.trainers import CD, FPCD, PCD
 
 
@@ -52,3 +53,22 @@ CASES = [
         "GaussianRBM plain", lambda **k: GaussianRBM(5, centered=False, **k), _reals(60, 6), _CHAINS
     ),
 ]
+
+# Trainers whose chains other samplers than the model's own move, by kind of visible units.
+_EITHER = [PCD(2), CD(2), FPCD(2), PCD(sampler=ParallelTempering(n_temperatures=3))]
+MOVERS = {
+    "binary": [*_EITHER, CD(sampler=Metropolis()), FPCD(sampler=ParallelTempering(Metropolis()))],
+    "real": [
+        *_EITHER,
+        CD(sampler=HMC(3)),
+        PCD(2, sampler=HMC(3, persistence=0.5)),
+        FPCD(sampler=Langevin()),
+        PCD(sampler=ParallelTempering(HMC(2, step_size=0.1), n_temperatures=3)),
+    ],
+}
+MOVED = [(case, trainer) for case in CASES for trainer in MOVERS[case.make().domain]]
+
+
+def moved_id(value: Any) -> str:
+    """How a pair of ``MOVED`` is called in the name of a test."""
+    return value.name if isinstance(value, Case) else " ".join(repr(value).split())

@@ -17,9 +17,10 @@ import twins
 
 # What the library may use; every name is checked against the real CuPy where that installs.
 FUNCTIONS = """
-abs arange array asarray ascontiguousarray clip concatenate copyto cumsum divide empty empty_like
-exp full full_like imag isfinite less log log1p maximum minimum moveaxis multiply negative ones
-ones_like real repeat searchsorted sort sqrt stack subtract tanh where zeros zeros_like
+abs arange array asarray ascontiguousarray broadcast_to clip concatenate copyto cumsum divide empty
+empty_like exp full full_like imag isfinite less log log1p matmul maximum minimum moveaxis multiply
+negative ones ones_like real repeat searchsorted sort sqrt stack subtract tanh where zeros
+zeros_like
 """.split()
 FFT = "irfft rfft".split()  # in its module ``fft``
 _FROM_HOST = {"array", "asarray", "ascontiguousarray"}
@@ -220,6 +221,7 @@ def module() -> types.ModuleType:
     fake.ndarray = ndarray  # type: ignore[attr-defined]
     fake.RawModule = RawModule  # type: ignore[attr-defined]
     fake.float32, fake.float64 = np.float32, np.float64  # type: ignore[attr-defined]
+    fake.inf = np.inf  # type: ignore[attr-defined]
     runtime = types.SimpleNamespace(
         getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"}
     )

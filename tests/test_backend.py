@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import standin
 import twins
-from cases import CASES, Case
+from cases import CASES, MOVED, Case, moved_id
 from sklearn.base import clone
 from streams import ReplayStream
 
@@ -28,7 +28,7 @@ from energyscape.evaluation.laws import generic_params
 from energyscape.models import RBM
 from energyscape.optim import SGD, Adam, Moment
 from energyscape.samplers import AIS, Gibbs
-from energyscape.trainers import CD, FPCD, PCD
+from energyscape.trainers import FPCD, PCD
 from energyscape.trainers.base import Batch
 
 BITS = CASES[0].data.astype(np.float32)
@@ -164,8 +164,7 @@ def test_resume_on_the_gpu_is_bit_exact(cupy: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-@pytest.mark.parametrize("trainer", [CD(2), PCD(2), FPCD(2)], ids=repr)
+@pytest.mark.parametrize(("case", "trainer"), MOVED, ids=moved_id)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_both_paths_agree_on_the_same_noise(
     case: Case, trainer: Any, dtype: Any, cupy: ModuleType
@@ -199,8 +198,9 @@ def test_both_paths_agree_on_the_same_noise(
         )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-@pytest.mark.parametrize("trainer", [CD(2), PCD(2), FPCD(2)], ids=repr)
+@pytest.mark.parametrize(
+    ("case", "trainer"), [m for m in MOVED if "Metropolis" not in repr(m[1])], ids=moved_id
+)
 @pytest.mark.parametrize("optimizer", [SGD(0.01, momentum=0.5), Adam()], ids=repr)
 def test_a_step_does_not_wait_for_the_device(
     case: Case, trainer: Any, optimizer: Any, fake_cupy: Any

@@ -153,14 +153,16 @@ class LikelihoodMixin:
         with on_device(self._device):
             params = self._params
             path, verbose = self._path(params), bool(self.verbose)
-            up = ais.run(path, stream(seed, Purpose.PARTITION, 1, self._device), verbose)
+            rng = stream(seed, Purpose.PARTITION, 1, self._device)
+            plan = ais.plan(path, rng, verbose)
+            up = ais.run(path, rng, verbose, plan)
             rng = stream(seed, Purpose.PARTITION, 2, self._device)
             if self._sums_exactly(params):
                 draws = self.sample_exact(params, ais.n_chains, rng)
-                log_z = ais.reverse(path, draws, rng, True, verbose).log_partition
+                log_z = ais.reverse(path, draws, rng, True, verbose, plan).log_partition
                 return LikelihoodBounds(-mean - log_z, -mean - up.log_partition, "model", up)
             x = self._some_rows(X, ais.n_chains, seed)
-            log_p = ais.annealed_log_likelihood(path, x, rng, 1, verbose)
+            log_p = ais.annealed_log_likelihood(path, x, rng, 1, verbose, plan)
             control = float((log_p + to_host(path.energy(x))).mean())
         return LikelihoodBounds(control - mean, -mean - up.log_partition, "annealed model", up)
 

@@ -320,7 +320,7 @@ class PooledMass(Adapter):
         n = int(shared["pm_count"]) + len(chains.x)
         t = int(shared["pm_time"]) + 1
         shared["pm_count"], shared["pm_time"] = np.array(n), np.array(t)
-        if t not in shared["pm_ends"]:
+        if t not in to_host(shared["pm_ends"]):
             return
         variance = shared["pm_squares"] / n - (shared["pm_sum"] / n) ** 2
         floor = 1e-3 * variance.mean()
