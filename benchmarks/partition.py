@@ -74,7 +74,7 @@ def closed_form() -> tuple[list[list[str]], dict]:
 def ratios() -> tuple[list[list[str]], dict]:
     """Mean of Ẑ/Z (forward) and of its inverse (reverse) with standard errors."""
     import numpy as np
-    from sampler_cases import STRONG, STRONG_RBM, TRUTHS
+    from sampler_cases import STRONG, STRONG_RBM, TRUTHS, product_of_t
 
     from energyscape.backend import Purpose, stream
     from energyscape.samplers import (
@@ -86,6 +86,7 @@ def ratios() -> tuple[list[list[str]], dict]:
         Langevin,
         Metropolis,
         StudentT,
+        from_functions,
     )
 
     rbm = STRONG_RBM.target(STRONG, base=STRONG_RBM.base_measure(STRONG))
@@ -100,9 +101,6 @@ def ratios() -> tuple[list[list[str]], dict]:
         fitted = base(t.draw(5000, np.random.default_rng(9), 1.0).reshape(5000, -1))
         flat = t.target(MANY)
         if truth == "product of t":
-            from sampler_cases import product_of_t
-            from energyscape.samplers import from_functions
-
             inner = product_of_t()
             flat = from_functions(
                 lambda x: inner.energy(x.reshape(-1, 2, 3)),

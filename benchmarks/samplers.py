@@ -348,7 +348,7 @@ def report(target: str, runs: dict, threads: int) -> tuple[str, dict]:
         *("", "acceptance", "ms / gradient", "least", "/ roofline", "/ bare products"),
         *("ESS / gradient and chain", "ESS / s"),
     ]
-    step, length, steps, _ = TARGETS[target]
+    step, length, _, _ = TARGETS[target]
     title = f"({target}) {WHAT[target]}, {n} chains, ε = {step}, L = {length}, {threads} thread(s)"
     return f"{title}:\n\n{table(header, rows)}", figures
 

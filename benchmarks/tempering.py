@@ -1,4 +1,4 @@
-"""PCD whose chains are tempered against plain PCD, bars and stripes 4×4, at five times the best rate.
+"""PCD with tempered chains against plain PCD, bars and stripes 4×4, at five times the best rate.
 
 30 images (the two uniform ones twice: 32 rows), 16 hidden units, exact log Z. All contenders spend
 the same matrix products an update: 96 rows through W and back. First the constant rate at which

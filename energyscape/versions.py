@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
+
+from threadpoolctl import threadpool_info
 
 from energyscape._version import __version__
 from energyscape.backend import gpu_status
@@ -23,9 +26,31 @@ def versions() -> dict[str, str]:
             continue
     status = gpu_status()
     found["processor"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    found["BLAS"] = _blas()
     found["BLAS threads"] = str(environment("cpu")["threads"])
     found["GPU"] = status.name if status.usable else f"none ({status.reason})"
     return found
+
+
+# Kernels of OpenBLAS that stop at AVX2; releases that do not know a processor fall back to them.
+_AVX2_KERNELS = {"Haswell", "Zen"}
+
+
+def _blas(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """NumPy's BLAS and the kernels that it chose, with a word where it chose poorly."""
+    found = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    if not found:
+        return "unknown"
+    first = found[0]
+    kernels = first.get("architecture", "unknown")
+    text = f"{first['internal_api']} {first['version']}, kernels for {kernels}"
+    avx512 = cpuinfo.is_file() and "avx512f" in cpuinfo.read_text()
+    if first["internal_api"] == "openblas" and kernels in _AVX2_KERNELS and avx512:
+        text += (
+            "; this processor has AVX-512: with OPENBLAS_CORETYPE=SkylakeX in the environment "
+            "matrix products may be nearly twice as fast"
+        )
+    return text
 
 
 def show_versions() -> None:

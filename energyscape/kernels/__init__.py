@@ -145,7 +145,7 @@ def leapfrog(x: Array, q: Array, g: Array, factor: Array) -> None:
 
 def _leapfrog_gpu(x: Array, q: Array, g: Array, factor: Array) -> None:
     xp = namespace(x)
-    g, factor = xp.ascontiguousarray(g), xp.ascontiguousarray(factor)
+    g, factor = (xp.ascontiguousarray(a.astype(x.dtype, copy=False)) for a in (g, factor))
     rows, columns = factor.shape
     row_stride = np.uint64(columns if rows > 1 else 0)
     column_stride = np.uint64(1 if columns > 1 else 0)

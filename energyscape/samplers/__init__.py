@@ -23,8 +23,9 @@ from energyscape.samplers.gibbs import Gibbs
 from energyscape.samplers.hmc import HMC, Langevin
 from energyscape.samplers.metropolis import Metropolis
 from energyscape.samplers.reducers import Moments, Trace
-from energyscape.samplers.target import Bridge, Clamped, Posterior, Target, from_functions
+from energyscape.samplers.target import Target, from_functions
 from energyscape.samplers.tempering import ParallelTempering
+from energyscape.samplers.wrappers import Bridge, Clamped, Posterior
 
 __all__ = [
     "AIS",

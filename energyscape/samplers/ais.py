@@ -31,6 +31,7 @@ _BOOTSTRAPS = 1000
 _LEVEL = 0.95
 # Moves at each temperature of a pilot run that looks for step sizes.
 _PILOT_MOVES = 3
+_LONGEST_MEMORY = 0.995
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,16 @@ class AIS(BaseEstimator):
         The kernel. Default: `Gibbs` where the target has it, else `HMC`: where tails are heavy,
         long trajectories are worth more than as many more temperatures.
     n_pilot : int, optional
-        Temperatures of a pilot run, which spaces the β so that each step adds the same to the
-        standard deviation of log w, and finds step sizes. Both are frozen before the weighted run,
-        whose chains are others, so that it stays unbiased. Default: a tenth of
-        ``n_temperatures``, at least 20; 0 for equal steps of β.
+        Temperatures of a pilot run, which puts the β where energies vary and chains are slow, and
+        finds step sizes. Both are frozen before the weighted run, whose chains are others, so that
+        it stays unbiased. Default: a tenth of ``n_temperatures``, at least 20; 0 for equal steps
+        of β.
 
     References
     ----------
     Neal, R. (2001). Annealed importance sampling.
     Salakhutdinov, R., Murray, I. (2008). On the quantitative analysis of deep belief networks.
+    Sivak, D., Crooks, G. (2012). Thermodynamic metrics and optimal paths.
     Burda, Y., Grosse, R., Salakhutdinov, R. (2015). Accurate and conservative estimates of MRF
     log-likelihood using reverse annealing.
     """
@@ -146,8 +148,8 @@ class AIS(BaseEstimator):
                 )
             return Path(even)
         betas = np.linspace(0.0, 1.0, pilot + 1)
-        slopes, steps = self._pilot(target, kernel, betas, finds_steps, rng, verbose)
-        ladder = _equal_steps(betas, slopes, self.n_temperatures)
+        density, steps = self._pilot(target, kernel, betas, finds_steps, rng, verbose)
+        ladder = _equal_steps(betas, density, self.n_temperatures)
         if not finds_steps:
             return Path(ladder)
         return Path(ladder, np.exp(np.interp(ladder, betas[1:], np.log(steps))))
@@ -155,16 +157,16 @@ class AIS(BaseEstimator):
     def _pilot(
         self, target: Any, kernel: Any, betas: np.ndarray, adapts: bool, rng: Any, verbose: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """sd of d log w/dβ between neighbours, and the step size at each but the first."""
+        """How dense the β should be between neighbours, and the step size at each but the first."""
         x = target.sample_base(self.n_chains, rng)
         chains = kernel.start(target.at(betas[1]), x, rng)
         aim = getattr(kernel, "target_acceptance", 0.0)
-        slopes, steps = [], []
+        gains, steps = [], []
         for k in _progress(range(len(betas) - 1), "AIS pilot", verbose):
             passed = target.forward(chains.x)
             upper = passed.at(betas[k + 1])
             gain = to_host(passed.at(betas[k]).energy() - upper.energy())
-            slopes.append(gain.std() / (betas[k + 1] - betas[k]))
+            gains.append(gain)
             for repeat in range(_PILOT_MOVES if adapts else 1):
                 at = target.at(betas[k + 1])
                 info = kernel.step(at, chains, rng, upper if repeat == 0 else None)
@@ -173,7 +175,7 @@ class AIS(BaseEstimator):
                     chains.shared["step_size"] = chains.shared["step_size"] * np.exp(rate - aim)
             if adapts:
                 steps.append(float(to_host(chains.shared["step_size"])[0]))
-        return np.array(slopes), np.array(steps)
+        return _density(np.array(gains)), np.array(steps)
 
     def _checked(self, target: Any, rng: Any) -> Any:
         """The kernel, if it can move the target and a base is there."""
@@ -333,11 +335,26 @@ def _set_step(chains: Chains, path: Path, k: int) -> None:
         chains.shared["step_size"] = namespace(chains.x).full((1,), path.steps[k])
 
 
-def _equal_steps(betas: np.ndarray, slopes: np.ndarray, n: int) -> np.ndarray:
-    """n + 1 values of β that share ∫(sd of d log w/dβ) dβ equally, with a tenth spread evenly."""
-    share = slopes / max(slopes.sum(), 1e-300) if np.isfinite(slopes).all() else 0 * slopes
-    density = 0.9 * share + 0.1 / len(slopes)
-    length = np.concatenate([[0.0], np.cumsum(density)])
+def _density(gains: np.ndarray) -> np.ndarray:
+    """σ√τ of d log w/dβ at each pilot temperature (Sivak and Crooks, 2012): steps are wanted where
+    energies vary, and where chains forget them slowly.
+
+    τ = (1 + ρ)/(1 - ρ) with ρ the correlation over the chains of ``gains`` (temperatures, chains)
+    before a move and after it.
+    """
+    spread = gains.std(axis=1)
+    apart = gains - gains.mean(axis=1, keepdims=True)
+    product = (apart[:-1] * apart[1:]).mean(axis=1)
+    rho = np.clip(product / np.maximum(spread[:-1] * spread[1:], 1e-300), 0.0, _LONGEST_MEMORY)
+    rho = np.append(rho, rho[-1:])
+    return spread * np.sqrt((1 + rho) / (1 - rho))
+
+
+def _equal_steps(betas: np.ndarray, density: np.ndarray, n: int) -> np.ndarray:
+    """n + 1 values of β that share the ``density`` equally, with a tenth spread evenly."""
+    total = density.sum()
+    share = density / total if 0 < total < np.inf else np.full(len(density), 1 / len(density))
+    length = np.concatenate([[0.0], np.cumsum(0.9 * share + 0.1 / len(share))])
     ladder = np.interp(np.linspace(0, length[-1], n + 1), length, betas)
     ladder[0], ladder[-1] = 0.0, 1.0
     return ladder

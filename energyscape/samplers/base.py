@@ -221,6 +221,7 @@ class Sampler(BaseEstimator):
         target : target, (energy, grad), or an object with both
             ``model.target(params)``, or functions of x of shape (n, *event_shape).
         start : array, shape (n_chains, *event_shape)
+            Left as it is; held coordinates are put in.
         n_steps : int
             Steps after the warm-up.
         random_state : int, Generator, RandomState, Stream or None
@@ -252,6 +253,8 @@ class Sampler(BaseEstimator):
         target = as_target(target)
         check_count("n_steps", n_steps, 0)
         check_count("thin", thin)
+        _check_shape(target, start)
+        start = target.hold(start)
         self.check(target, start)
         rng = as_stream(random_state, start)
         adapters = self.adapters(persistent=False)
