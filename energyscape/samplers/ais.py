@@ -22,7 +22,7 @@ from tqdm import tqdm
 from energyscape.backend import Array, namespace, to_host
 from energyscape.errors import CapabilityError, SamplerWarning
 from energyscape.registry import register
-from energyscape.samplers.base import Chains, Sampler, as_stream
+from energyscape.samplers.base import Chains, Sampler, as_stream, need_unit_temperature
 from energyscape.samplers.gibbs import Gibbs
 from energyscape.samplers.hmc import HMC, Gradient
 from energyscape.verbs import check_count
@@ -193,6 +193,7 @@ class AIS(BaseEstimator):
             raise ValueError(
                 f"AIS needs a kernel that leaves its target alone; {kernel!r} does not"
             )
+        need_unit_temperature(kernel, "AIS")
         kernel.check(target, target.sample_base(min(self.n_chains, 10), rng))
         return kernel
 

@@ -103,6 +103,8 @@ class Sampler(BaseEstimator):
     needs_gradient: ClassVar[bool] = False
     needs_sweep: ClassVar[bool] = False
     tempers: ClassVar[bool] = False
+    # T of the dynamics: they leave exp(-F/T) alone.
+    temperature: float = 1.0
 
     @property
     def reversible(self) -> bool:
@@ -330,6 +332,14 @@ def as_stream(random_state: Any, like: Array) -> Any:
     if isinstance(random_state, Stream):
         return random_state
     return stream(draw_seed(random_state), Purpose.SAMPLE, 0, device_of(like))
+
+
+def need_unit_temperature(sampler: Sampler, who: str) -> None:
+    """Raise ValueError for a sampler whose own temperature would be taken for the ladder's."""
+    if sampler.temperature != 1.0:
+        raise ValueError(
+            f"{who} sets the temperature itself; {sampler!r} has another one of its own"
+        )
 
 
 def complain(adapters: Sequence[Any], chains: Chains) -> None:

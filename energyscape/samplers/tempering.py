@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.special import erfcinv
 from sklearn.base import clone
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.errors import CapabilityError
 from energyscape.registry import register
-from energyscape.samplers.base import Chains, Info, Sampler, as_stream
+from energyscape.samplers.base import Chains, Info, Sampler, as_stream, need_unit_temperature
 from energyscape.samplers.gibbs import Gibbs
 from energyscape.samplers.target import as_target
 from energyscape.verbs import check_count
@@ -100,6 +101,7 @@ class ParallelTempering(Sampler):
         self.ladder()
         if isinstance(self.inner, ParallelTempering):
             raise ValueError("ParallelTempering inside ParallelTempering: one ladder is enough")
+        need_unit_temperature(self.inner, "ParallelTempering")
         self.inner.validate()
 
     def obstacle(self, target: Any) -> str | None:
@@ -230,8 +232,9 @@ class ParallelTempering(Sampler):
     ) -> ParallelTempering:
         """The same sampler on a ladder of equal swap rates, found in ``n_rounds`` pilot runs.
 
-        With r the rejection rate of a pair, β is moved so that Σr grows evenly along the ladder
-        (Syed et al., 2021); its ends stay.
+        Where energies are nearly normal the swap rate of a pair is erfc of a distance, and
+        distances add up along the ladder (Kofke, 2004): log β is moved so that they are equal; the
+        ends stay.
 
         Parameters
         ----------
@@ -249,10 +252,11 @@ class ParallelTempering(Sampler):
         tuned = clone(self).set_params(betas=[float(b) for b in self.ladder()])
         for _ in range(n_rounds):
             run = tuned.run(target, x, n_steps, rng)
-            rejected = 1 - run.rates["swap_rate"]
-            barrier = np.concatenate([[0.0], np.cumsum(np.maximum(rejected, 1e-3))])
-            even = np.linspace(0, barrier[-1], len(barrier))
-            betas = np.interp(even, barrier, tuned.ladder())
+            # A rate of 0 or 1 says no more than how many swaps were tried.
+            rate = np.clip(run.rates["swap_rate"], 1e-3, 1 - 1e-3)
+            length = np.concatenate([[0.0], np.cumsum(erfcinv(rate))])
+            even = np.linspace(0, length[-1], len(length))
+            betas = np.exp(np.interp(even, length, np.log(tuned.ladder())))
             betas[0] = 1.0
             tuned.set_params(betas=[float(b) for b in betas])
             x = run.x
