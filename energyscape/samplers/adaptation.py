@@ -79,10 +79,12 @@ class Multiplicative(Adapter):
             raise ValueError(f"bounds must be 0 < low < high, got {self.bounds!r}")
         step, xp = chains.shared["step_size"], namespace(chains.x)
         low, high = self.bounds if self.bounds is not None else (step * 1e-3, step * 1e3)
+        lowest, highest = xp.zeros_like(step) + low, xp.zeros_like(step) + high
         chains.shared |= {
             "rejection": xp.full_like(step, self.target_rejection),
-            "lowest": xp.zeros_like(step) + low,
-            "highest": xp.zeros_like(step) + high,
+            "lowest": lowest,
+            "highest": highest,
+            "step_size": xp.clip(step, lowest, highest),
         }
 
     def update(self, chains: Chains, info: Info) -> None:
@@ -228,6 +230,7 @@ class ChEES(Adapter):
         if "n_leapfrog" not in chains.shared:
             raise ValueError("ChEES adapts the trajectories of HMC; this sampler has none")
         chains.shared |= {
+            "most_leapfrog": np.array(self.longest),
             "chees_time": np.array(0),
             "chees_adam": np.zeros(2),
             "chees_log": np.zeros(1),
@@ -326,10 +329,17 @@ class PooledMass(Adapter):
         floor = 1e-3 * variance.mean()
         variance = (n * xp.maximum(variance, 0.0) + 5 * floor) / (n + 5)
         old = shared["inverse_mass"]
+        # Chains that have not moved say nothing of the masses.
+        variance = xp.where(floor > 0, variance, old)
         # One leapfrog step stays as long as it was, on average over the coordinates.
         ratio = xp.exp(0.5 * (xp.log(old) - xp.log(variance)).mean())
         shared["step_size"] = shared["step_size"] * ratio
         shared["inverse_mass"] = variance
+        if "trajectory" in shared:
+            grown = float(to_host(ratio))
+            shared["trajectory"] = shared["trajectory"] * grown
+            if "chees_log" in shared:
+                shared["chees_log"] = shared["chees_log"] + math.log(grown)
         self._forget(chains)
 
     def finish(self, chains: Chains) -> None:

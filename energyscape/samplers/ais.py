@@ -189,7 +189,7 @@ class AIS(BaseEstimator):
         kernel = self.sampler
         if kernel is None:
             kernel = Gibbs() if target.has_sweep else HMC()
-        if not kernel.invariant:
+        if kernel.tempers or not kernel.invariant:
             raise ValueError(
                 f"AIS needs a kernel that leaves its target alone; {kernel!r} does not"
             )

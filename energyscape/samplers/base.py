@@ -256,7 +256,7 @@ class Sampler(BaseEstimator):
         check_count("n_steps", n_steps, 0)
         check_count("thin", thin)
         _check_shape(target, start)
-        start = target.hold(start)
+        start = target.hold(start.copy())
         self.check(target, start)
         rng = as_stream(random_state, start)
         adapters = self.adapters(persistent=False)

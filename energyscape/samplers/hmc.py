@@ -143,8 +143,9 @@ class Gradient(Sampler):
         def acceptance(log2: int) -> float:
             scale = self._scaled(target, xp.full((len(x), 1), 2.0**log2, x.dtype), chains)
             with np.errstate(all="ignore"):
-                end = trajectory(target, x, grad, z, scale, 1)
-                return float(xp.exp(-xp.maximum(energy_change(energy, z, end), 0)).mean())
+                end = trajectory(target, x, grad, z, scale, 1, self.temperature)
+                change = energy_change(energy, z, end, self.temperature)
+                return float(xp.exp(-xp.maximum(change, 0)).mean())
 
         log2, up = 0, acceptance(0) > 0.8
         for _ in range(_MOST_DOUBLINGS):
@@ -318,11 +319,12 @@ class HMC(Gradient):
         shared = chains.shared
         if "trajectory" in shared:
             # Lengths uniform on (0, T], in Halton's order.
-            turn = int(shared.get("turn", 0)) + 1
-            shared["turn"] = np.array(turn)
+            turn = int(shared.get("halton", 0)) + 1
+            shared["halton"] = np.array(turn)
             share = _halton(turn)
             longest = float(shared["trajectory"][0]) / float(to_host(shared["step_size"]).max())
-            return step, max(1, math.ceil(share * longest)), share
+            count = max(1, math.ceil(share * longest))
+            return step, min(count, int(shared.get("most_leapfrog", count))), share
         if self.jitter:
             u = rng.uniform((len(chains.x), 1), step.dtype)
             step = step * (1 + step.dtype.type(self.jitter) * (2 * u - 1))

@@ -73,6 +73,7 @@ class Metropolis(Sampler):
         for k in np.argsort(to_host(rng.uniform(len(blocks), np.float64))):
             block = np.asarray(blocks[k])
             change = _flipped_energies(target, x, block) - energy[:, None]
+            change = xp.where(xp.isfinite(change), change, xp.inf)
             taken = rng.exponential(change.shape) > change
             for j, i in enumerate(block.tolist()):
                 if free is not None:

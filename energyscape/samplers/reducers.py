@@ -30,7 +30,8 @@ class Trace:
 
     def add(self, state: list[Array], x: Array) -> list[Array]:
         """Append a copy."""
-        state.append(x.copy() if self.function is None else self.function(x))
+        # A copy: a slice would keep all of x alive.
+        state.append((x if self.function is None else self.function(x)).copy())
         return state
 
     def end(self, state: list[Array]) -> Array:

@@ -254,7 +254,7 @@ class FunctionTarget(Density):
                 f"the energy of {len(x)} points has shape {tuple(energy.shape)}, wanted "
                 f"({len(x)},): one number per chain"
             )
-        return energy.astype(np.float64, copy=False)
+        return energy.astype(np.float64)  # a copy: functions may hand out one buffer
 
     def plain_grad(self, x: Array) -> Array:
         """∂U/∂x."""
@@ -280,8 +280,8 @@ def from_functions(
     energy : callable, x of shape (n, *event_shape) → (n,)
         U(x), up to a constant: the density is exp(-U).
     grad : callable, x → array of the shape of x, optional
-        ∂U/∂x. It may return the same buffer at every call: samplers copy what they keep. Needed by
-        HMC and Langevin.
+        ∂U/∂x, which HMC and Langevin need. Both functions may return the same buffer at every call:
+        samplers copy what they keep.
     event_shape : tuple of int, optional
         Shape of one point, to check starts against.
     domain : {"real", "binary"}, default "real"

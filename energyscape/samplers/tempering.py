@@ -195,8 +195,11 @@ class ParallelTempering(Sampler):
         below, above = order[:, low].copy(), order[:, high].copy()
         order[:, low] = xp.where(swapped, above, below)
         order[:, high] = xp.where(swapped, below, above)
-        shared["swaps"][low] += swapped.sum(axis=0)
-        shared["proposals"][low] += n
+        # New arrays: a checkpoint may hold the old ones.
+        swaps, proposals = shared["swaps"].copy(), shared["proposals"].copy()
+        swaps[low] += swapped.sum(axis=0)
+        proposals[low] += n
+        shared |= {"swaps": swaps, "proposals": proposals}
         self._count_round_trips(chains, order)
         return order
 
