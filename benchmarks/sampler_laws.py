@@ -16,7 +16,8 @@ STEPS = 4
 
 def drift() -> tuple[list[list[str]], dict]:
     """Every sampler on every target: the misfit after a few steps, and of a wrong temperature."""
-    from sampler_cases import PAIRS, begin, betas_of, misfit, replicas
+    from goodness import misfit
+    from sampler_cases import PAIRS, begin, betas_of, replicas
 
     from energyscape.backend import Purpose, stream
 
@@ -50,7 +51,8 @@ def broken() -> list[list[str]]:
     """Samplers with a known bug, at the same n: the misfit must be above 1."""
     import numpy as np
     import test_sampler_laws as laws
-    from sampler_cases import ROWS, TRUTHS, Row, begin, misfit
+    from goodness import misfit
+    from sampler_cases import ROWS, TRUTHS, Row, begin
 
     from energyscape.backend import Purpose, stream
     from energyscape.samplers import HMC, hmc

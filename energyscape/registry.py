@@ -87,6 +87,8 @@ def _to_tree(value: Any, path: str) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return {"array": {"dtype": value.dtype.str, "values": _to_tree(value.tolist(), path)}}
     if isinstance(value, list | tuple):
         items = [_to_tree(v, f"{path}[{i}]") for i, v in enumerate(value)]
         items = [item for item in items if item is not _LEFT_OUT]
@@ -153,8 +155,21 @@ def _read_tuple(inner: Any) -> tuple[Any, ...]:
     return tuple(from_tree(v) for v in inner)
 
 
+def _read_array(inner: Any) -> np.ndarray:
+    if not isinstance(inner, dict) or set(inner) != {"dtype", "values"}:
+        raise FileFormatError("malformed array in a parameter tree")
+    try:
+        dtype = np.dtype(inner["dtype"])
+        if dtype.kind not in "fiub":
+            raise TypeError(f"dtype {dtype} is not numeric")
+        return np.array(from_tree(inner["values"]), dtype)
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"malformed array in a parameter tree: {error}") from error
+
+
 _TAGS: dict[str, Callable[[Any], Any]] = {
     "float": _read_float,
     "dict": _read_dict,
     "tuple": _read_tuple,
+    "array": _read_array,
 }

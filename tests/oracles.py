@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import gammaln, logsumexp
 
 
 def states(units: int) -> np.ndarray:
@@ -43,17 +43,66 @@ def strong_rbm() -> dict[str, np.ndarray]:
     return params | {"mean_v": np.exp(rbm_log_p(params)) @ states(10)}
 
 
-def gaussian_rbm_log_p(params: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Log-density of rows as a mixture of 2^k Gaussians, one per hidden state."""
+def rbm_path_log_p(params: dict[str, np.ndarray], base_b: np.ndarray, beta: float) -> np.ndarray:
+    """log p of every visible state under exp(-(1 - β) E_base - β E), hidden units summed out."""
+    d, k = params["W"].shape
+    joint = beta * rbm_log_joint(params, states(d), states(k))
+    joint += (1 - beta) * (states(d) @ base_b)[:, None]
+    return logsumexp(joint, axis=1) - logsumexp(joint)
+
+
+def gaussian_rbm_mixture(
+    params: dict[str, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x is a mixture of 2^k Gaussians, one per hidden state: the log of each one's part of Z, their
+    means (2^k, d), and the variances (d,) that they share."""
     W, b, c = params["W"], params["b"], params["c"]
     var = np.exp(params["log_var"])
     h = states(W.shape[1])
     mean = b + h @ W.T
-    # Weight of a state: exp(c'h) ∫ exp(-(x-b)²/2σ² + x'Wh/σ²) dx, up to the common constant.
+    # exp(c'h) ∫ exp(-(x-b)²/2σ² + x'Wh/σ²) dx
     log_w = h @ c + ((mean**2 - b**2) / (2 * var)).sum(axis=1)
-    log_w -= logsumexp(log_w)
+    return log_w + 0.5 * np.log(2 * np.pi * var).sum(), mean, var
+
+
+def gaussian_rbm_log_p(params: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Log-density of rows as a mixture of 2^k Gaussians, one per hidden state."""
+    log_w, mean, var = gaussian_rbm_mixture(params)
     d2 = ((x[:, None] - mean[None]) ** 2 / var).sum(axis=2)
+    log_w = log_w - logsumexp(log_w)
     return logsumexp(log_w - 0.5 * d2 - 0.5 * np.log(2 * np.pi * var).sum(), axis=1)
+
+
+def product_of_t_log_z(W: np.ndarray, gamma: float) -> float:
+    """log ∫ exp(-γ Σ_i log(1 + (Wx)_i²/2)) dx for a square W: y = Wx has independent parts, each
+    Student's t of 2γ - 1 degrees of freedom, and ∫ (1 + y²/2)^-γ dy = √(2π) Γ(γ - ½)/Γ(γ)."""
+    each = 0.5 * np.log(2 * np.pi) + gammaln(gamma - 0.5) - gammaln(gamma)
+    return float(len(W) * each - np.linalg.slogdet(W)[1])
+
+
+def gaussian_given(
+    mean: np.ndarray, cov: np.ndarray, held: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the coordinates that are not ``held``, given those that are."""
+    gain = np.linalg.solve(cov[np.ix_(held, held)], cov[np.ix_(held, ~held)]).T
+    centre = mean[~held] + gain @ (values - mean)[held]
+    return centre, cov[np.ix_(~held, ~held)] - gain @ cov[np.ix_(held, ~held)]
+
+
+def grid_ising(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Couplings (d, d), symmetric with an empty diagonal, and fields (d,) of bits on an open grid:
+    all different, so that no symmetry hides a fault."""
+    rows, columns = shape
+    rng = np.random.default_rng(3)
+    J = np.zeros((rows * columns, rows * columns))
+    for i in range(rows):
+        for j in range(columns):
+            here = i * columns + j
+            if j + 1 < columns:
+                J[here, here + 1] = rng.normal()
+            if i + 1 < rows:
+                J[here, here + columns] = rng.normal()
+    return J + J.T, rng.normal(size=rows * columns)
 
 
 def bars_and_stripes(side: int) -> np.ndarray:

@@ -18,8 +18,8 @@ import twins
 # What the library may use; every name is checked against the real CuPy where that installs.
 FUNCTIONS = """
 abs arange array asarray ascontiguousarray broadcast_to clip concatenate copyto cumsum divide empty
-empty_like exp full full_like imag isfinite less log log1p matmul maximum minimum moveaxis multiply
-negative ones ones_like real repeat searchsorted sort sqrt stack subtract tanh where zeros
+empty_like exp eye full full_like imag isfinite less log log1p matmul maximum minimum moveaxis
+multiply negative ones ones_like real repeat searchsorted sort sqrt stack subtract tanh where zeros
 zeros_like
 """.split()
 FFT = "irfft rfft".split()  # in its module ``fft``
@@ -157,7 +157,7 @@ def _operator(name: str) -> Any:
 
 for (
     _name
-) in "all any argsort astype copy cumsum dot fill max mean min ravel reshape sum var".split():
+) in "all any argsort astype copy cumsum dot fill max mean min ravel reshape sum trace var".split():
     setattr(ndarray, _name, _method(_name))
 for _name in "add sub mul truediv floordiv mod pow matmul and or xor rshift lshift".split():
     for _prefix in ("", "r", "i"):

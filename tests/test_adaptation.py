@@ -14,6 +14,7 @@ from energyscape.errors import SamplerWarning
 from energyscape.samplers import (
     HMC,
     ChEES,
+    Clamped,
     DualAveraging,
     Langevin,
     Multiplicative,
@@ -278,6 +279,7 @@ def test_chees_finds_an_efficient_length() -> None:
         """Lengths uniform on (0, T], as ChEES leaves them."""
         sampler, rng, trace = HMC(), stream(1, Purpose.SAMPLE), Trace()
         chains = sampler.start(known.target(), start, rng)
+        ChEES().start(chains, 1)
         chains.shared |= {"step_size": step, "trajectory": length}
         known.grads, state = 0, []
         for _ in range(n):
@@ -305,12 +307,13 @@ def test_no_trajectory_is_longer_than_the_longest(
     longest: int, chees_first: bool, step_adapter: type
 ) -> None:
     known = Normal(LONG)
-    adaptation = [step_adapter(0.65), ChEES(longest=longest)]
-    sampler = Watched(adaptation=adaptation[::-1] if chees_first else adaptation)
-    sampler.run(known, known.draw(10), 64, 0, n_warmup=400)
-    counts = [seen["count"] for seen in sampler.seen]
-    assert max(counts[400:]) <= longest, "after the warm-up"
-    assert max(counts) == longest, "in the warm-up"
+    for seed in range(3):
+        adaptation = [step_adapter(0.65), ChEES(longest=longest)]
+        sampler = Watched(adaptation=adaptation[::-1] if chees_first else adaptation)
+        sampler.run(known, known.draw(50), 256, seed, n_warmup=300)
+        counts = [seen["count"] for seen in sampler.seen]
+        assert max(counts[300:]) <= longest, "after the warm-up"
+        assert longest / 2 < max(counts) <= longest, "in the warm-up"
 
 
 def test_chees_lengths_are_in_haltons_order() -> None:
@@ -318,12 +321,44 @@ def test_chees_lengths_are_in_haltons_order() -> None:
     known = Normal(np.ones(10))
     sampler, rng = Watched(5, 0.01), stream(0, Purpose.SAMPLE)
     chains = sampler.start(known.target(), known.draw(4), rng)
+    ChEES().start(chains, 1)
     chains.shared["trajectory"] = np.array([0.32])
     for _ in range(32):
         sampler.step(known.target(), chains, rng)
     counts = [seen["count"] for seen in sampler.seen]
     assert counts[:4] == [16, 8, 24, 4]
     assert sorted(counts[:31]) == list(range(1, 32))
+
+
+def test_chees_ends_with_the_average_of_its_logarithms() -> None:
+    """With weights t^-½, and a length that begins at one step."""
+    known = Normal(np.logspace(-1, 1, 10))
+    target, rng, adapter = known.target(), stream(0, Purpose.SAMPLE), ChEES()
+    sampler = HMC(step_size=0.3, adaptation=adapter)
+    chains = sampler.start(target, known.draw(20), rng)
+    adapter.start(chains, 100)
+    assert chains.shared["trajectory"][0] == 0.3
+    average = 0.0
+    for t in range(1, 101):
+        adapter.update(chains, sampler.step(target, chains, rng))
+        average += t**-0.5 * (np.log(chains.shared["trajectory"][0]) - average)
+    last = chains.shared["trajectory"][0]
+    adapter.finish(chains)
+    assert chains.shared["trajectory"][0] == pytest.approx(np.exp(average), rel=1e-12)
+    assert abs(np.log(last) - average) > 0.01, "the last one is another"
+
+
+def test_velocities_are_those_of_the_positions() -> None:
+    """Without a force the proposal is x + Lε v, whatever the masses."""
+    target = from_functions(lambda x: np.zeros(len(x)), np.zeros_like, (3,))
+    rng, inverse = stream(0, Purpose.SAMPLE), np.array([0.1, 1.0, 7.0])
+    sampler = HMC(step_size=0.25, inverse_mass=inverse, adaptation=ChEES())
+    chains = sampler.start(target, np.ones((5, 3)), rng)
+    ChEES().start(chains, 10)
+    chains.shared["trajectory"] = np.array([2.0])  # the first of Halton's is half of it
+    info = sampler.step(target, chains, rng)
+    np.testing.assert_allclose(info["proposal"] - info["origin"], info["velocity"], rtol=1e-12)
+    assert info["jitter"] == 0.5
 
 
 def test_chees_criterion_is_the_derivative_of_its_expectation() -> None:
@@ -411,11 +446,20 @@ def test_a_window_is_shrunk_and_keeps_the_length_of_a_step(centre: float) -> Non
         adapter.update(chains, {})
     rows = states.reshape(-1, 4)
     variance = rows.var(axis=0)
-    wanted = (30 * variance + 5 * 1e-3 * variance.mean()) / 35
+    wanted = (30 * variance + 5e-3 * np.exp(np.log(variance).mean())) / 35
     # Squares about the first states' mean: the cancellation is of order 1.
     np.testing.assert_allclose(chains.shared["inverse_mass"], wanted, rtol=1e-12 + 1e-15 * centre)
     length = np.log(0.7) - 0.5 * np.log(wanted).mean()
     assert np.log(chains.shared["step_size"][0]) == pytest.approx(length, rel=1e-6)
+    # The next window is twice as long and has forgotten this one.
+    later = 7 + centre + np.random.default_rng(1).standard_normal((20, 3, 4))
+    for state in later:
+        chains.x = state
+        adapter.update(chains, {})
+    variance = later.reshape(-1, 4).var(axis=0)
+    wanted = (60 * variance + 5e-3 * np.exp(np.log(variance).mean())) / 65
+    # About a mean that is 7 standard deviations away.
+    np.testing.assert_allclose(chains.shared["inverse_mass"], wanted, rtol=1e-11 + 1e-14 * centre)
     adapter.finish(chains)
     assert set(chains.shared) == {"step_size", "n_leapfrog", "inverse_mass"}
 
@@ -464,6 +508,23 @@ def test_lengths_do_not_depend_on_the_units(order: Any, scale: float) -> None:
         )
     np.testing.assert_allclose(found[0][:2], found[1][:2], rtol=0.2)
     assert found[1][2] < 1.5 * found[0][2] + 1 and found[1][3] < 3 * found[0][3] + 10
+
+
+@pytest.mark.parametrize("held", [0.0, 0.3])
+def test_held_coordinates_have_no_say(held: float) -> None:
+    """Masses, steps and lengths are those of the free coordinates alone, within 20 %."""
+    known = Normal(np.logspace(-1, 1, 40))
+    mask = np.arange(40) < 30
+    whole = Clamped(known.target(), mask, np.full(40, held))
+    part = Normal(known.variance[~mask])
+    found = []
+    for target, start in ((whole, known.draw(50)), (part, known.draw(50)[:, ~mask])):
+        sampler = HMC(adaptation=[RobbinsMonro(), PooledMass(), ChEES()])
+        run = sampler.run(target, start, 200, 0)
+        assert abs(run.rates["acceptance"] - 0.8) < 0.02
+        masses = run.shared["inverse_mass"][-10:]
+        found.append([run.shared["step_size"][0], run.shared["trajectory"][0], *masses])
+    np.testing.assert_allclose(found[0], found[1], rtol=0.2)
 
 
 ADAPTATIONS = [
@@ -520,7 +581,9 @@ def test_adaptation_goes_on_after_a_checkpoint(adapters: Any, persistence: float
     for adapter in again:
         adapter.start(fresh, 80)
     fresh_end = finished(go(fresh, again, range(37, 80)), again)
-    assert not np.array_equal(whole["chain/x"], fresh_end["chain/x"])
+    # The multiplicative rule keeps one running rate, which may well lead the same way.
+    if not isinstance(adapters[0], Multiplicative):
+        assert not np.array_equal(whole["chain/x"], fresh_end["chain/x"])
 
 
 # ---------------------------------------------------------------- temperatures

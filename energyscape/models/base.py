@@ -257,6 +257,7 @@ class EnergyModel(
                 f"state holds {sorted(shapes)} (or other shapes): the trainer was changed since; "
                 "fit anew, or restore its settings"
             )
+        self._state.carry |= {key: wanted[key] for key in trainer.settings(self)}
 
     def _run(
         self, trainer: Any, rows: Rows, held_out: Rows | None, until: int, span: int | None

@@ -18,6 +18,7 @@ from energyscape.backend import (
     to_device,
 )
 from energyscape.samplers import Clamped
+from energyscape.samplers.base import Sampler
 from energyscape.verbs import check_count, need, speaks
 
 # Chains that move together on a CPU: more of them leave its caches (measured: 20,000 chains of
@@ -71,6 +72,10 @@ class SamplingMixin:
         self._settle()
         seed = self.seed_ if random_state is None else draw_seed(random_state)
         sampler = self.default_sampler() if sampler is None else sampler
+        if not isinstance(sampler, Sampler):
+            raise ValueError(f"sampler must be a sampler, got {sampler!r}")
+        if sampler.tempers and beta != 1:
+            raise ValueError(f"beta={beta} with {sampler!r}: its ladder leads from β = 1 downwards")
         with on_device(self._device):
             x = self._start(n_samples, start, stream(seed, Purpose.SAMPLE, 0, self._device))
             held = None if clamp is None else self._clamp(clamp, n_samples)

@@ -8,6 +8,7 @@ trainer follows a model that moves, and never does.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -18,7 +19,13 @@ from energyscape.samplers.base import Chains, Info
 
 
 class Adapter(BaseEstimator):
-    """Base of all adapters."""
+    """Base of all adapters.
+
+    ``follows`` says whether it can adapt without end, to a model that is being trained; the others
+    converge within a warm-up.
+    """
+
+    follows: ClassVar[bool] = False
 
     def start(self, chains: Chains, n_steps: int) -> None:
         """Put what the adapter keeps into ``chains.shared``; ``n_steps`` are to come."""
@@ -58,6 +65,8 @@ class Multiplicative(Adapter):
     bounds : (low, high), optional
         Of the step size. Default: a thousandth of the first step size, and a thousand times.
     """
+
+    follows: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -231,6 +240,7 @@ class ChEES(Adapter):
             raise ValueError("ChEES adapts the trajectories of HMC; this sampler has none")
         chains.shared |= {
             "most_leapfrog": np.array(self.longest),
+            "halton": np.array(0),
             "chees_time": np.array(0),
             "chees_adam": np.zeros(2),
             "chees_log": np.zeros(1),
@@ -242,16 +252,16 @@ class ChEES(Adapter):
         shared = chains.shared
         slope = float(to_host(_chees_slope(info, chains.x))) * float(shared["trajectory"][0])
         t = int(shared["chees_time"]) + 1
-        moments = shared["chees_adam"]
+        moments = to_host(shared["chees_adam"])
         if math.isfinite(slope):
             moments = np.array([0.0, 0.95]) * moments + np.array([1.0, 0.05]) * [slope, slope**2]
         scale = math.sqrt(moments[1] / (1 - 0.95**t)) + 1e-30
         move = float(np.clip(self.rate * moments[0] / scale, -0.35, 0.35))
         step = float(to_host(shared["step_size"]).max())
         low, high = math.log(step), math.log(step * self.longest)
-        log_length = min(max(math.log(shared["trajectory"][0]) + move, low), high)
+        log_length = min(max(math.log(float(shared["trajectory"][0])) + move, low), high)
         weight = t**-0.5
-        shared["chees_log"] = (1 - weight) * shared["chees_log"] + weight * log_length
+        shared["chees_log"] = (1 - weight) * to_host(shared["chees_log"]) + weight * log_length
         shared["chees_adam"], shared["chees_time"] = moments, np.array(t)
         shared["trajectory"] = np.array([math.exp(log_length)])
 
@@ -326,25 +336,37 @@ class PooledMass(Adapter):
         if t not in to_host(shared["pm_ends"]):
             return
         variance = shared["pm_squares"] / n - (shared["pm_sum"] / n) ** 2
-        floor = 1e-3 * variance.mean()
-        variance = (n * xp.maximum(variance, 0.0) + 5 * floor) / (n + 5)
-        old = shared["inverse_mass"]
-        # Chains that have not moved say nothing of the masses.
-        variance = xp.where(floor > 0, variance, old)
+        # Coordinates that have not moved, or are held, say nothing of the masses.
+        old, moved = shared["inverse_mass"], variance > 0
+        count = xp.maximum(moved.sum(), 1)
+        # The geometric mean: one wide coordinate is no floor for narrow ones.
+        floor = 1e-3 * xp.exp(xp.log(xp.where(moved, variance, 1.0)).sum() / count)
+        variance = xp.where(moved, (n * variance + 5 * floor) / (n + 5), old)
         # One leapfrog step stays as long as it was, on average over the coordinates.
-        ratio = xp.exp(0.5 * (xp.log(old) - xp.log(variance)).mean())
-        shared["step_size"] = shared["step_size"] * ratio
+        ratio = xp.exp(0.5 * (xp.log(old) - xp.log(variance)).sum() / count)
         shared["inverse_mass"] = variance
-        if "trajectory" in shared:
-            grown = float(to_host(ratio))
-            shared["trajectory"] = shared["trajectory"] * grown
-            if "chees_log" in shared:
-                shared["chees_log"] = shared["chees_log"] + math.log(grown)
+        _rescale(shared, ratio)
         self._forget(chains)
 
     def finish(self, chains: Chains) -> None:
         for key in [key for key in chains.shared if key.startswith("pm_")]:
             del chains.shared[key]
+
+
+def _rescale(shared: dict[str, Array], ratio: Array) -> None:
+    """All lengths, and the logarithms that adapters keep of them, in the units of new masses."""
+    log_ratio = namespace(ratio).log(ratio)
+    shared["step_size"] = shared["step_size"] * ratio
+    for key in ("da_centre", "da_log"):
+        if key in shared:
+            shared[key] = shared[key] + log_ratio
+    if "rm_log" in shared:
+        t, total = (int(v) for v in shared["rm_time"])
+        shared["rm_log"] = shared["rm_log"] + max(0, t - (total + 1) // 2) * log_ratio
+    if "trajectory" in shared:
+        shared["trajectory"] = shared["trajectory"] * float(to_host(ratio))
+    if "chees_log" in shared:
+        shared["chees_log"] = shared["chees_log"] + float(to_host(log_ratio))
 
 
 def _check_rate(name: str, value: float) -> None:

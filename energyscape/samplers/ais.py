@@ -22,7 +22,13 @@ from tqdm import tqdm
 from energyscape.backend import Array, namespace, to_host
 from energyscape.errors import CapabilityError, SamplerWarning
 from energyscape.registry import register
-from energyscape.samplers.base import Chains, Sampler, as_stream, need_unit_temperature
+from energyscape.samplers.base import (
+    Chains,
+    Sampler,
+    as_stream,
+    check_proper,
+    need_unit_temperature,
+)
 from energyscape.samplers.gibbs import Gibbs
 from energyscape.samplers.hmc import HMC, Gradient
 from energyscape.verbs import check_count
@@ -31,6 +37,7 @@ _BOOTSTRAPS = 1000
 _LEVEL = 0.95
 # Moves at each temperature of a pilot run that looks for step sizes.
 _PILOT_MOVES = 3
+_FEWEST = 5  # chains that must count
 _LONGEST_MEMORY = 0.995
 
 
@@ -139,7 +146,7 @@ class AIS(BaseEstimator):
         pilot = max(20, self.n_temperatures // 10) if self.n_pilot is None else self.n_pilot
         check_count("AIS.n_pilot", pilot, 0)
         even = np.linspace(0.0, 1.0, self.n_temperatures + 1)
-        finds_steps = isinstance(kernel, Gradient) and kernel.step_size is None
+        finds_steps = _finds_steps(kernel)
         if pilot == 0:
             if finds_steps:
                 raise ValueError(
@@ -160,12 +167,12 @@ class AIS(BaseEstimator):
         """How dense the β should be between neighbours, and the step size at each but the first."""
         x = target.sample_base(self.n_chains, rng)
         chains = kernel.start(target.at(betas[1]), x, rng)
-        aim = getattr(kernel, "target_acceptance", 0.0)
+        aim = _aim(kernel)
         gains, steps = [], []
         for k in _progress(range(len(betas) - 1), "AIS pilot", verbose):
             passed = target.forward(chains.x)
             upper = passed.at(betas[k + 1])
-            gain = to_host(passed.at(betas[k]).energy() - upper.energy())
+            gain = to_host(_difference(passed.at(betas[k]), upper))
             gains.append(gain)
             for repeat in range(_PILOT_MOVES if adapts else 1):
                 at = target.at(betas[k + 1])
@@ -186,6 +193,8 @@ class AIS(BaseEstimator):
                 "AIS needs a path from a base measure: model.target(params, "
                 "base=model.base_measure(params)), or Bridge(Gaussian.fit(X), target)"
             )
+        if np.ndim(target.beta) or target.beta != 1.0:
+            raise ValueError("AIS sets β itself: give it the target at β = 1")
         kernel = self.sampler
         if kernel is None:
             kernel = Gibbs() if target.has_sweep else HMC()
@@ -194,7 +203,10 @@ class AIS(BaseEstimator):
                 f"AIS needs a kernel that leaves its target alone; {kernel!r} does not"
             )
         need_unit_temperature(kernel, "AIS")
-        kernel.check(target, target.sample_base(min(self.n_chains, 10), rng))
+        draws = target.sample_base(min(self.n_chains, 10), rng)
+        kernel.check(target.at(0.0), draws)  # at β = 1 a draw of the base may be forbidden
+        if target.domain == "real":
+            check_proper(target, draws)
         return kernel
 
     # ------------------------------------------------------------ estimates
@@ -237,7 +249,7 @@ class AIS(BaseEstimator):
         for k in _progress(range(len(betas) - 1), "AIS", verbose):
             passed = target.forward(chains.x)
             upper = passed.at(betas[k + 1])
-            log_w += passed.at(betas[k]).energy() - upper.energy()
+            log_w += _difference(passed.at(betas[k]), upper)
             _set_step(chains, path, k + 1)
             kernel.step(target.at(betas[k + 1]), chains, rng, upper)
         return _estimate(to_host(log_w), target.base_log_partition(), 1, "lower bound")
@@ -320,15 +332,37 @@ class AIS(BaseEstimator):
             _set_step(chains, path, k + 1)
             kernel.step(target.at(betas[k + 1]), chains, rng, passed.at(betas[k + 1]))
             passed = target.forward(chains.x)
-            log_w += passed.at(betas[k + 1]).energy() - passed.at(betas[k]).energy()
+            log_w += _difference(passed.at(betas[k + 1]), passed.at(betas[k]))
         return log_w
 
     def _begin(self, target: Any, x: Array, path: Path, rng: Any) -> tuple[Any, Chains]:
         """The kernel with nothing left to adapt, and its chains."""
         kernel = self._checked(target, rng)
+        if (path.steps is not None) != _finds_steps(kernel):
+            raise ValueError(
+                f"the path {'has' if path.steps is not None else 'lacks'} step sizes, which "
+                f"{kernel!r} {'needs' if path.steps is None else 'does not take'}: plan it with "
+                "this sampler, or give the sampler a step_size"
+            )
         if path.steps is not None:
             kernel = clone(kernel).set_params(step_size=float(path.steps[-1]), adaptation=())
         return kernel, kernel.start(target.at(float(path.betas[1])), x, rng)
+
+
+def _difference(one: Any, other: Any) -> Array:
+    """Energies of one pass less those of another; ∞ - ∞ comes out as NaN without a word."""
+    with np.errstate(invalid="ignore"):
+        return one.energy() - other.energy()
+
+
+def _finds_steps(kernel: Any) -> bool:
+    return isinstance(kernel, Gradient) and kernel.step_size is None
+
+
+def _aim(kernel: Any) -> float:
+    """The acceptance that the kernel's adapter aims at, or that is usual for it."""
+    aims = [a.target for a in kernel.adapters(persistent=False) if hasattr(a, "target")]
+    return aims[0] if aims else getattr(kernel, "target_acceptance", 0.0)
 
 
 def _set_step(chains: Chains, path: Path, k: int) -> None:
@@ -347,7 +381,7 @@ def _density(gains: np.ndarray) -> np.ndarray:
     apart = gains - gains.mean(axis=1, keepdims=True)
     product = (apart[:-1] * apart[1:]).mean(axis=1)
     rho = np.clip(product / np.maximum(spread[:-1] * spread[1:], 1e-300), 0.0, _LONGEST_MEMORY)
-    rho = np.append(rho, rho[-1:])
+    rho = np.append(rho, rho[-1] if len(rho) else 0.0)
     return spread * np.sqrt((1 + rho) / (1 - rho))
 
 
@@ -372,7 +406,14 @@ def _progress(steps: range, name: str, verbose: bool) -> Any:
 
 def _estimate(log_w: np.ndarray, log_z_base: float, sign: int, kind: str) -> PartitionEstimate:
     """log Z = log Z_base ± log mean w, with a bootstrap interval (weights shifted by their max)."""
+    # A chain that the target forbids has weight 0: ∞ - ∞ on the way there is no number.
+    log_w = np.where(np.isnan(log_w), -np.inf, log_w)
     n, top = len(log_w), log_w.max()
+    if not np.isfinite(top):
+        raise ValueError(
+            "every AIS weight is 0 or infinite: the base and the target do not overlap, or an "
+            "energy is not finite"
+        )
     w = np.exp(log_w - top)
     ess = float(w.sum() ** 2 / (w * w).sum())
     rng = np.random.default_rng(0)
@@ -380,10 +421,12 @@ def _estimate(log_w: np.ndarray, log_z_base: float, sign: int, kind: str) -> Par
     means = np.maximum(resampled, np.finfo(float).tiny)
     tails = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     edges = sorted(log_z_base + sign * (top + np.log(tails)))
-    if ess < 5:
+    if ess < min(_FEWEST, 0.5 * n) or n < _FEWEST:
         warnings.warn(
             f"the AIS weights are too wide to be trusted: {ess:.1f} of {n} chains count; use more "
-            "temperatures (n_temperatures)",
+            "temperatures (n_temperatures)"
+            if n >= _FEWEST
+            else f"{n} AIS chains say nothing of their error; use more (n_chains)",
             SamplerWarning,
             stacklevel=3,
         )

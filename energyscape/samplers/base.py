@@ -103,6 +103,7 @@ class Sampler(BaseEstimator):
     needs_gradient: ClassVar[bool] = False
     needs_sweep: ClassVar[bool] = False
     tempers: ClassVar[bool] = False
+    remedy: ClassVar[str] = ""  # against chains that hardly move
     # T of the dynamics: they leave exp(-F/T) alone.
     temperature: float = 1.0
 
@@ -150,7 +151,11 @@ class Sampler(BaseEstimator):
 
     def restart(self, chains: Chains, rng: Any) -> None:
         """New chains at ``chains.x``; what all share goes on."""
-        chains.own = {}
+        chains.own, chains.cache = {}, None
+
+    def settings(self) -> tuple[str, ...]:
+        """Names of shared values that are configuration, not state."""
+        return ()
 
     def reset(self, chains: Chains) -> None:
         """Forget what was counted: a warm-up is over."""
@@ -200,7 +205,7 @@ class Sampler(BaseEstimator):
             finite = namespace(x).isfinite(passed.input_grad())
             _check_finite(finite, "the gradient of the target", "is not finite at the start")
         if target.domain == "real":
-            _check_proper(target, x)
+            check_proper(target, x, self.temperature)
 
     # ------------------------------------------------------------ the loop
 
@@ -256,6 +261,7 @@ class Sampler(BaseEstimator):
         check_count("n_steps", n_steps, 0)
         check_count("thin", thin)
         _check_shape(target, start)
+        target = target.shaped(tuple(start.shape[1:]))
         start = target.hold(start.copy())
         self.check(target, start)
         rng = as_stream(random_state, start)
@@ -315,7 +321,7 @@ class Sampler(BaseEstimator):
         if rates.get("acceptance", 1.0) < 1e-3:
             warnings.warn(
                 f"{type(self).__name__} accepted {rates['acceptance']:.2g} of its proposals: the "
-                "chains hardly moved. A smaller step_size, or a warm-up (n_warmup), helps",
+                f"chains hardly moved. {self.remedy}".rstrip(),
                 SamplerWarning,
                 stacklevel=3,
             )
@@ -375,34 +381,42 @@ def _check_finite(finite: Array, what: str, fault: str) -> None:
         raise ValueError(f"{what} {fault} for {len(bad)} of {len(finite)} chains: {names}")
 
 
-# How far out, in units of the start's size; doubles as the two ends of the measured slope.
-_FAR, _FARTHER = 1e6, 1e8
+# How far out along a ray energies are compared, in units of the start's size: if the nearer pair
+# raises an alarm, the farther one (which float32 cannot reach) decides.
+_FAR = ((1e6, 1e8), (1e12, 1e14))
 
 
-def _check_proper(target: Any, x: Array) -> None:
-    """∫exp(-F) is infinite if F grows no faster than d·log|x| along an open set of directions.
+def check_proper(target: Any, x: Array, temperature: float = 1.0) -> None:
+    """∫exp(-F/T) is infinite if F/T grows no faster than d·log|x| along an open set of directions.
 
-    Measured between two far points of a random ray for each chain. An energy that fails only along
-    single directions passes.
+    Measured between two far points of a random ray for each chain, so that an energy which fails
+    only along single directions passes.
     """
     xp = namespace(x)
     free = xp.ones(x.shape, bool)
     if target.free is not None:
         free &= target.free
+    dims = to_host(free).reshape(len(x), -1).sum(axis=1)
+    if not dims.any():
+        return
     ray = np.random.default_rng(0).standard_normal(x.shape).astype(x.dtype)
     ray = xp.where(free, xp.asarray(ray), 0)
-    scale = x.dtype.type(max(1.0, float(abs(x).max())))
-    with np.errstate(all="ignore"):
-        near, far = (
-            to_host(target.energy(xp.where(free, ray * (scale * x.dtype.type(r)), x)))
-            for r in (_FAR, _FARTHER)
-        )
-        slope = (far - near) / np.log(_FARTHER / _FAR)
-    dims = to_host(free).reshape(len(x), -1).sum(axis=1)
-    # NaN, from an overflow, is not known to be improper.
-    if (slope <= dims * (1 - 1e-6)).all():
-        raise ValueError(
-            f"the energy of {target.name} grows like {float(slope.max()):.4g} log|x| far out; in "
-            f"{int(dims.max())} dimensions exp(-F) can be normalised only if it grows faster than "
-            f"{int(dims.max())} log|x|. It is improper at this temperature"
-        )
+    size = max(1.0, float(abs(x).max()))
+    improper, slope = np.ones(len(x), bool), np.zeros(len(x))
+    for ends in _FAR[: 1 if x.dtype == np.float32 else 2]:
+        with np.errstate(all="ignore"):
+            near, far = (
+                to_host(target.energy(xp.where(free, ray * x.dtype.type(size * r), x)))
+                for r in ends
+            )
+            slope = (far - near) / np.log(ends[1] / ends[0]) / temperature
+        # NaN, as from an overflow to +∞, is not known to be improper.
+        improper &= ((slope <= dims * (1 + 1e-6)) | np.isneginf(far)) & (dims > 0)
+        if not improper.any():
+            return
+    worst = int(np.argmax(improper))
+    raise ValueError(
+        f"the energy of {target.name} grows like {float(slope[worst]):.4g} log|x| far out; in "
+        f"{int(dims[worst])} dimensions exp(-F) can be normalised only if it grows faster than "
+        f"{int(dims[worst])} log|x|. It is improper at this temperature"
+    )

@@ -99,6 +99,7 @@ class Gradient(Sampler):
     domains: ClassVar[tuple[str, ...]] = ("real",)
     needs_gradient: ClassVar[bool] = True
     target_acceptance: ClassVar[float] = 0.8
+    remedy: ClassVar[str] = "A smaller step_size, or a warm-up (n_warmup), helps"
 
     step_size: float | None
     adaptation: Any
@@ -128,6 +129,9 @@ class Gradient(Sampler):
             step = self._first_step_size(target, chains, rng)
         chains.shared["step_size"] = xp.full((1,), step, np.float64)
         return chains
+
+    def settings(self) -> tuple[str, ...]:
+        return () if self.adapters(persistent=True) else ("step_size",)
 
     def _constants(self, x: Array) -> dict[str, Array]:
         """Shared values besides the step size."""
@@ -284,9 +288,14 @@ class HMC(Gradient):
             shared["inverse_mass"] = namespace(x).asarray(inverse)
         return shared
 
+    def settings(self) -> tuple[str, ...]:
+        masses = () if self.inverse_mass is None else ("inverse_mass",)
+        return (*super().settings(), "n_leapfrog", *masses)
+
     def restart(self, chains: Chains, rng: Any) -> None:
-        x = chains.x
-        chains.own = {"momentum": rng.normal(x.shape, x.dtype)} if self.persistence else {}
+        super().restart(chains, rng)
+        if self.persistence:
+            chains.own["momentum"] = rng.normal(chains.x.shape, chains.x.dtype)
 
     def step(self, target: Any, chains: Chains, rng: Any, passed: Any = None) -> Info:
         energy, grad = self._at_start(target, chains, passed)

@@ -89,6 +89,15 @@ class Density:
             return self
         return self.at(namespace(self.beta).repeat(self.beta, copies))
 
+    def shaped(self, shape: tuple[int, ...]) -> Any:
+        """The same target, told the shape of one point where it does not say."""
+        if self.event_shape is not None:
+            return self
+        self.tag  # noqa: B018 - as in `at`
+        other = copy.copy(self)
+        other.event_shape = shape
+        return other
+
     def hold(self, x: Array) -> Array:
         """``x`` with held coordinates put in."""
         return x

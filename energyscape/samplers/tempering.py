@@ -138,10 +138,14 @@ class ParallelTempering(Sampler):
         self.reset(chains)
         return chains
 
+    def settings(self) -> tuple[str, ...]:
+        return (*self.inner.settings(), "betas")
+
     def restart(self, chains: Chains, rng: Any) -> None:
         n, replicas = len(chains.x), len(chains.shared["betas"])
         inner = Chains(namespace(chains.x).repeat(chains.x, replicas, axis=0))
         self.inner.restart(inner, rng)
+        chains.cache = None
         chains.own = {f"inner_{key}": _apart(value, n) for key, value in inner.own.items()}
         chains.own["hot"] = _apart(inner.x, n)[:, 1:]
         chains.own["visited"] = namespace(chains.x).zeros((n, replicas), np.int8)

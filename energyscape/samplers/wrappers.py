@@ -25,8 +25,18 @@ class _Wrapper(Density):
         self.target = as_target(target)
         self.beta = self.target.beta
         self.event_shape, self.domain = self.target.event_shape, self.target.domain
-        self.has_gradient, self.free = self.target.has_gradient, self.target.free
-        self.name = self.target.name
+        self.has_gradient, self.name = self.target.has_gradient, self.target.name
+
+    @property
+    def free(self) -> Array:
+        return self.target.free
+
+    def shaped(self, shape: tuple[int, ...]) -> Any:
+        if self.event_shape is not None:
+            return self
+        other = super().shaped(shape)
+        other.target = self.target.shaped(shape)
+        return other
 
     @property
     def like(self) -> Array:
@@ -63,16 +73,23 @@ class Clamped(_Wrapper):
         What it is held at; read only under the mask.
     """
 
-    per_row = ("mask", "values", "free")
+    per_row = ("mask", "values")
 
     def __init__(self, target: Any, mask: Array, values: Array) -> None:
         super().__init__(target)
-        self.mask, self.values = mask, values
-        self.free = ~mask if self.target.free is None else ~mask & self.target.free
+        if getattr(getattr(mask, "dtype", None), "kind", None) != "b":
+            raise TypeError("the mask must be an array of bool, True where a value is held")
+        self.mask, self.values = mask, namespace(mask).asarray(values)
         self.has_sweep = self.target.has_sweep
 
+    @property
+    def free(self) -> Array:
+        inner = self.target.free
+        return ~self.mask if inner is None else ~self.mask & inner
+
     def hold(self, x: Array) -> Array:
-        return self.target.hold(namespace(x).where(self.mask, self.values, x))
+        held = namespace(x).where(self.mask, self.values, x)
+        return self.target.hold(held.astype(x.dtype, copy=False))
 
     def forward(self, x: Array) -> Any:
         return self.target.forward(x)
@@ -116,7 +133,11 @@ class _Sum:
 
     def energy(self) -> Array:
         first, second = self._both("energy")
-        return self.beta * second + ((1 - self.beta) * first if self.fade else first)
+        if not self.fade:
+            return first + self.beta * second
+        # Where the target forbids a point, the base alone (β = 0) still allows it.
+        second = namespace(second).where(self.beta == 0, 0.0, second)
+        return self.beta * second + (1 - self.beta) * first
 
     def input_grad(self) -> Array:
         first, second = self._both("input_grad")
@@ -137,7 +158,7 @@ class Posterior(_Wrapper):
         Standard deviation of the noise, in the units of x.
     """
 
-    per_row = ("y", "free")
+    per_row = ("y",)
 
     def __init__(self, target: Any, y: Array, sigma: float) -> None:
         if not sigma > 0:
@@ -167,7 +188,10 @@ class Bridge(_Wrapper):
     target : Target
     """
 
-    has_base = True
+    @property
+    def has_base(self) -> bool:  # type: ignore[override]
+        """Not for a clamped target: draws of the base and its Z know nothing of what is held."""
+        return self.free is None
 
     def __init__(self, base: Any, target: Any) -> None:
         super().__init__(target)

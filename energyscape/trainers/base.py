@@ -168,6 +168,10 @@ class Trainer(BaseEstimator):
             return params
         return at_coordinates(model, {key: carry[f"average/{key}"].copy() for key in params})
 
+    def settings(self, model: Any) -> tuple[str, ...]:
+        """Keys of the carry that are configuration: a run that goes on takes them from ``self``."""
+        return ()
+
     def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
         """Scalars about the strategy's state for the history, once an epoch."""
         return {}

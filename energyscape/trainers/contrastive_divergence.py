@@ -20,7 +20,7 @@ from energyscape.backend import Array, namespace
 from energyscape.errors import CapabilityError
 from energyscape.optim import Moment, Optimizer
 from energyscape.registry import register
-from energyscape.samplers.base import Chains, Sampler, complain
+from energyscape.samplers.base import Chains, Sampler, complain, need_unit_temperature
 from energyscape.trainers.base import Batch, Contrast, at_coordinates, contrast_weights
 from energyscape.verbs import Params, Pass, check_count, speaks
 
@@ -68,6 +68,13 @@ class _ChainContrast(Contrast):
             )
         kernel = self._kernel(model)
         kernel.validate()
+        need_unit_temperature(kernel, f"the likelihood that {type(self).__name__} climbs")
+        for adapter in kernel.adapters(persistent=True):
+            if not adapter.follows:
+                raise ValueError(
+                    f"{type(adapter).__name__} adapts within a warm-up, and {type(self).__name__} "
+                    "has none: use Multiplicative, which follows a model that learns"
+                )
         why = kernel.obstacle(model.target({}))
         if why is not None:
             raise CapabilityError(
@@ -82,6 +89,9 @@ class _ChainContrast(Contrast):
     def _target(self, kernel: Any, model: Any, params: Params) -> Any:
         tempered = kernel.tempers and not speaks(model, ("base_measure",))
         return model.target(params, model.base_measure(params) if tempered else None)
+
+    def settings(self, model: Any) -> tuple[str, ...]:
+        return tuple(f"sampler/{key}" for key in self._kernel(model).settings())
 
     def _begin(self, model: Any, params: Params, x: Array, rng: Any) -> Chains:
         """Checked chains at ``x``, with what will adapt them."""
