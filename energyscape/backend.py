@@ -240,8 +240,16 @@ class Stream:
         return xp.less(u, t, out=t)
 
 
+# Normals fewer than this are quicker by NumPy's ziggurat than by whole-array functions.
+_MANY_NORMALS = 4096
+
+
 class HostStream(Stream):
-    """SFC64 on the CPU: the quickest of NumPy's generators, about 10 µs to make."""
+    """SFC64 on the CPU: the quickest of NumPy's generators, about 10 µs to make.
+
+    Many float32 normals come from Box and Muller's transform in whole-array functions (2 ns each
+    where NumPy's own take 7), as they do on the GPU; they reach to 5.8 standard deviations.
+    """
 
     def __init__(self, seed: int, purpose: int, step: int) -> None:
         self._generator = np.random.Generator(np.random.SFC64([seed, int(purpose), step]))
@@ -250,7 +258,28 @@ class HostStream(Stream):
         return self._generator.random(shape, dtype=dtype, out=out)
 
     def normal(self, shape: Any = None, dtype: Any = np.float32, out: Array = None) -> Array:
-        return self._generator.standard_normal(shape, dtype=dtype, out=out)
+        n = math.prod(np.atleast_1d(shape) if out is None else out.shape)
+        if n < _MANY_NORMALS or (dtype if out is None else out.dtype) != np.float32:
+            return self._generator.standard_normal(shape, dtype=dtype, out=out)
+        z = self._polar(-(-n // 2))[:n]
+        if out is None:
+            return z.reshape(shape)
+        out[...] = z.reshape(out.shape)
+        return out
+
+    def _polar(self, pairs: int) -> np.ndarray:
+        """2·pairs standard normals, float32, flat."""
+        radius, angle = self._generator.random((2, pairs), dtype=np.float32)
+        np.subtract(1, radius, out=radius)  # in (0, 1]: the logarithm is finite
+        np.log(radius, out=radius)
+        radius *= np.float32(-2)
+        np.sqrt(radius, out=radius)
+        angle *= np.float32(2 * np.pi)
+        z = np.empty((2, pairs), np.float32)
+        np.cos(angle, out=z[0])
+        np.sin(angle, out=z[1])
+        z *= radius
+        return z.reshape(-1)
 
     def permutation(self, n: int) -> np.ndarray:
         """A random order of 0 … n-1."""

@@ -286,9 +286,9 @@ class Sampler(BaseEstimator):
             for adapter in adapters:
                 adapter.update(chains, info)
             bar.update()
+        complain(adapters, chains)
         for adapter in adapters:
             adapter.finish(chains)
-        complain(adapters, chains)
         self.reset(chains)
 
     def _sample(
@@ -325,12 +325,21 @@ class Sampler(BaseEstimator):
                 SamplerWarning,
                 stacklevel=3,
             )
+        elif rates.get("divergent", 0.0) > _DIVERGING:
+            warnings.warn(
+                f"{rates['divergent']:.1%} of the trajectories of {type(self).__name__} diverged: "
+                "its step size is too long for some region, which the chains then miss. A smaller "
+                "step_size, or another scale of the coordinates, helps",
+                SamplerWarning,
+                stacklevel=3,
+            )
         reduced = [r.end(state) for r, state in zip(reducers, states, strict=True)]
         shared = {key: to_host(value) for key, value in chains.shared.items()}
         return ChainRun(chains.x, reduced, rates, shared, n_steps, n_warmup, chains)
 
 
 _RATES = ("acceptance", "divergent")
+_DIVERGING = 0.01  # share of divergent trajectories that is worth a word
 
 
 def as_stream(random_state: Any, like: Array) -> Any:

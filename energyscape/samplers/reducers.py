@@ -26,6 +26,8 @@ class Trace:
 
     def begin(self, x: Array, n: int) -> list[Array]:
         """Nothing kept yet."""
+        if n < 1:
+            raise ValueError("a Trace would keep nothing: n_steps is smaller than thin")
         return []
 
     def add(self, state: list[Array], x: Array) -> list[Array]:
@@ -36,8 +38,6 @@ class Trace:
 
     def end(self, state: list[Array]) -> Array:
         """Draws on axis 1."""
-        if not state:
-            raise ValueError("no state was kept: n_steps is smaller than thin")
         return namespace(state[0]).stack(state, axis=1)
 
 
