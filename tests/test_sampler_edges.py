@@ -308,3 +308,18 @@ def test_held_values_of_a_binary_model_may_be_grey() -> None:
     clamped = Clamped(target, np.array([True, False, False]), np.array([0.4, 0, 0]))
     x = Metropolis().run(clamped, np.zeros((50, 3)), 5, 0).x
     assert (x[:, 0] == 0.4).all() and set(np.unique(x[:, 1:])) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("mask", "values", "what"),
+    [
+        ((3,), (2,), "mask"),
+        ((2,), (3,), "values"),
+        ((4, 5, 2), (2,), "mask"),
+        ((5, 3), (2,), "mask"),
+    ],
+)
+def test_masks_and_values_must_fit(mask: Any, values: Any, what: str) -> None:
+    target = from_functions(*ROUND, (2,))
+    with pytest.raises(ValueError, match=rf"the {what} has shape"):
+        Clamped(target, np.zeros(mask, bool), np.zeros(values))

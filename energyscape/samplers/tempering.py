@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import erfcinv
 from sklearn.base import clone
+from tqdm import tqdm
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.errors import CapabilityError
@@ -254,19 +255,25 @@ class ParallelTempering(Sampler):
         -------
         ParallelTempering
         """
-        target, x = as_target(target), start
-        rng = as_stream(random_state, start)
+        target, rng = as_target(target), as_stream(random_state, start)
         tuned = clone(self).set_params(betas=[float(b) for b in self.ladder()])
+        tuned.check(target, start)
+        chains = tuned.start(target, start, rng)
+        adapters = tuned.adapters(persistent=False)
+        if adapters:
+            tuned._warm_up(target, chains, adapters, n_steps, rng, tqdm(disable=True))
         for _ in range(n_rounds):
-            run = tuned.run(target, x, n_steps, rng)
+            for _ in range(n_steps):
+                tuned.step(target, chains, rng)
             # A rate of 0 or 1 says no more than how many swaps were tried.
-            rate = np.clip(run.rates["swap_rate"], 1e-3, 1 - 1e-3)
+            rate = np.clip(tuned.summary(chains)["swap_rate"], 1e-3, 1 - 1e-3)
             length = np.concatenate([[0.0], np.cumsum(erfcinv(rate))])
             even = np.linspace(0, length[-1], len(length))
             betas = np.exp(np.interp(even, length, np.log(tuned.ladder())))
             betas[0] = 1.0
             tuned.set_params(betas=[float(b) for b in betas])
-            x = run.x
+            chains.shared["betas"] = namespace(start).asarray(betas)
+            tuned.reset(chains)
         return tuned
 
 

@@ -80,12 +80,28 @@ class Clamped(_Wrapper):
         if getattr(getattr(mask, "dtype", None), "kind", None) != "b":
             raise TypeError("the mask must be an array of bool, True where a value is held")
         self.mask, self.values = mask, namespace(mask).asarray(values)
+        self._check_shapes()
         self.has_sweep = self.target.has_sweep
 
     @property
     def free(self) -> Array:
         inner = self.target.free
         return ~self.mask if inner is None else ~self.mask & inner
+
+    def _check_shapes(self) -> None:
+        shape = self.event_shape
+        if shape is None:
+            return
+        for name, own in (("mask", self.mask.shape), ("values", self.values.shape)):
+            fits = len(own) <= len(shape) + 1 and all(
+                a == b or (name == "values" and a == 1)
+                for a, b in zip(own[::-1], shape[::-1], strict=False)
+            )
+            if not fits or (name == "mask" and len(own) < len(shape)):
+                raise ValueError(
+                    f"the {name} has shape {tuple(own)}; points of this target have shape {shape}, "
+                    "with one row per chain before it or none"
+                )
 
     def hold(self, x: Array) -> Array:
         held = namespace(x).where(self.mask, self.values, x)
