@@ -37,5 +37,5 @@ def test_kernels_that_are_too_old_for_the_processor_are_told(
 
 
 def test_no_blas_is_no_error(monkeypatch: Any) -> None:
-    monkeypatch.setattr(versions, "threadpool_info", lambda: [])
+    monkeypatch.setattr(versions, "threadpool_info", list)
     assert versions._blas() == "unknown"
