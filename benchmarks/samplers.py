@@ -182,8 +182,9 @@ def _timed(advance, state, seed: int, steps: int):
     import numpy as np
 
     for repeat in range(2):
+        key = jax.random.key(2 * seed + repeat)
         start = time.perf_counter()
-        _, (rates, shown) = jax.block_until_ready(advance(state, jax.random.key(2 * seed + repeat), steps))
+        _, (rates, shown) = jax.block_until_ready(advance(state, key, steps))
         seconds = time.perf_counter() - start
     return seconds, np.asarray(rates), np.asarray(shown).swapaxes(0, 1)
 
