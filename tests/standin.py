@@ -17,12 +17,14 @@ import twins
 
 # What the library may use; every name is checked against the real CuPy where that installs.
 FUNCTIONS = """
-abs arange array asarray ascontiguousarray broadcast_to clip concatenate copyto cumsum divide empty
-empty_like exp eye full full_like imag isfinite less log log1p matmul maximum minimum moveaxis
-multiply negative ones ones_like real repeat searchsorted sort sqrt stack subtract tanh where zeros
-zeros_like
+abs arange argmax argmin array asarray ascontiguousarray broadcast_to clip concatenate copyto cumsum
+diagonal divide einsum empty empty_like exp eye full full_like imag isfinite less log log1p matmul
+maximum minimum moveaxis multiply negative ones ones_like outer partition real repeat searchsorted
+sign sort sqrt stack subtract tanh tile trace triu where zeros zeros_like
 """.split()
 FFT = "irfft rfft".split()  # in its module ``fft``
+LINALG = "cholesky eigh inv pinv qr slogdet solve svd".split()  # in its module ``linalg``
+STRIDES = ["as_strided"]  # in its module ``lib.stride_tricks``
 _FROM_HOST = {"array", "asarray", "ascontiguousarray"}
 
 
@@ -84,6 +86,7 @@ class ndarray:
     ndim = property(lambda self: self._host.ndim)
     size = property(lambda self: self._host.size)
     nbytes = property(lambda self: self._host.nbytes)
+    strides = property(lambda self: self._host.strides)
     flags = property(lambda self: types.SimpleNamespace(c_contiguous=self._host.flags.c_contiguous))
     T = property(lambda self: _wrap(self._host.T))
 
@@ -155,9 +158,11 @@ def _operator(name: str) -> Any:
     return operator
 
 
-for (
-    _name
-) in "all any argsort astype copy cumsum dot fill max mean min ravel reshape sum trace var".split():
+METHODS = """
+all any argmax argsort astype copy cumsum dot fill max mean min ravel reshape sum trace
+transpose var
+""".split()
+for _name in METHODS:
     setattr(ndarray, _name, _method(_name))
 for _name in "add sub mul truediv floordiv mod pow matmul and or xor rshift lshift".split():
     for _prefix in ("", "r", "i"):
@@ -232,6 +237,12 @@ def module() -> types.ModuleType:
         setattr(fake, name, _function(name))
     fft = {name: _function(name, np.fft) for name in FFT}
     fake.fft = types.SimpleNamespace(**fft)  # type: ignore[attr-defined]
+    linalg = {name: _function(name, np.linalg) for name in LINALG}
+    fake.linalg = types.SimpleNamespace(**linalg)  # type: ignore[attr-defined]
+    strides = {name: _function(name, np.lib.stride_tricks) for name in STRIDES}
+    fake.lib = types.SimpleNamespace(  # type: ignore[attr-defined]
+        stride_tricks=types.SimpleNamespace(**strides)
+    )
     return fake
 
 

@@ -1,7 +1,42 @@
-"""Data sets for demos and benchmarks, and the two ways of making grey images binary."""
+"""Data sets, and what is done to rows and images before a model sees them."""
 
 from energyscape.corruptions import Binarize
 from energyscape.data.binary import binarize, threshold
+from energyscape.data.contrast import ContrastNormalize, LocalContrastNormalize
 from energyscape.data.digits import data_home, load_digits, load_mnist
+from energyscape.data.encoders import Hard, SoftThreshold, Triangle
+from energyscape.data.images import (
+    load_cifar10,
+    load_images,
+    load_olivetti,
+    load_photographs,
+    load_silhouettes,
+)
+from energyscape.data.jitter import Jitter
+from energyscape.data.patch_features import PatchFeatures
+from energyscape.data.patches import PatchExtractor
+from energyscape.data.whitening import ZCA, PCAWhitening
 
-__all__ = ["Binarize", "binarize", "data_home", "load_digits", "load_mnist", "threshold"]
+__all__ = [
+    "ZCA",
+    "Binarize",
+    "ContrastNormalize",
+    "Hard",
+    "Jitter",
+    "LocalContrastNormalize",
+    "PCAWhitening",
+    "PatchExtractor",
+    "PatchFeatures",
+    "SoftThreshold",
+    "Triangle",
+    "binarize",
+    "data_home",
+    "load_cifar10",
+    "load_digits",
+    "load_images",
+    "load_mnist",
+    "load_olivetti",
+    "load_photographs",
+    "load_silhouettes",
+    "threshold",
+]

@@ -1,0 +1,303 @@
+"""Patches: small windows of images as rows, at random or on a grid, and images from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import ClassNamePrefixFeaturesOutMixin
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_array, check_is_fitted
+
+from energyscape.backend import (
+    Array,
+    HostStream,
+    Purpose,
+    device_of,
+    draw_seed,
+    is_gpu_array,
+    namespace,
+    stream,
+    to_device,
+)
+from energyscape.convolution import pair, windows
+from energyscape.data.transformer import Transformer
+from energyscape.registry import register
+from energyscape.sources import Rows, is_stored, open_rows
+from energyscape.verbs import check_count
+
+__all__ = ["PatchExtractor"]
+
+
+def as_images(estimator: Any, X: Any, shape: tuple[int, ...] | None = None) -> Rows:
+    """Checked images (n, h, w) or (n, h, w, channels) as `Rows`.
+
+    Parameters
+    ----------
+    estimator : object
+        Who asks, for messages.
+    X : NumPy or CuPy array, nested lists, memory map or open HDF5 dataset
+    shape : tuple of int, optional
+        What a single image must have.
+
+    Raises
+    ------
+    ValueError
+        For other numbers of dimensions, no images, shapes other than ``shape``, values that are no
+        numbers, NaN and infinity.
+    """
+    name = type(estimator).__name__
+    X = X if is_gpu_array(X) or is_stored(X) else np.asarray(X)
+    if X.dtype.kind not in "fiub":
+        raise ValueError(f"{name} needs images of numbers, X has dtype {X.dtype}")
+    if len(X.shape) not in (3, 4):
+        raise ValueError(
+            f"{name} needs images (n, h, w) or (n, h, w, channels), X has shape {X.shape}; rows of "
+            "pixels become images by X.reshape(len(X), h, w)"
+        )
+    if 0 in X.shape:
+        raise ValueError(f"{name} needs at least one image of at least one pixel, got {X.shape}")
+    if shape is not None and tuple(X.shape[1:]) != tuple(shape):
+        raise ValueError(
+            f"{name} was fitted to images of shape {tuple(shape)}, X has images of shape "
+            f"{tuple(X.shape[1:])}"
+        )
+    if not is_stored(X) and X.dtype.kind == "f" and not bool(namespace(X).isfinite(X).all()):
+        raise ValueError(f"Input X of {name} contains NaN or infinity.")
+    return open_rows(X)
+
+
+def with_channels(x: Array) -> Array:
+    """Images (n, h, w, c); grey ones get one channel."""
+    return x if x.ndim == 4 else x[:, :, :, None]
+
+
+@register
+class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
+    """Images to rows of patches.
+
+    Parameters
+    ----------
+    patch_size : int or (int, int), default 8
+        Height and width.
+    n_patches : int, optional
+        So many random patches in all, drawn with replacement, every place of every image as likely
+        as any other. None takes all patches on the grid, image by image, row by row.
+    stride : int or (int, int), default 1
+        Steps of the grid.
+    random_state : int, None, RandomState or Generator
+        Becomes ``seed_`` in ``fit``; equal calls of ``transform`` give equal patches.
+
+    Attributes
+    ----------
+    image_shape_ : tuple of int, or None
+        (h, w) or (h, w, channels); None after images of unequal sizes.
+    n_channels_ : int
+    seed_ : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from energyscape.data import PatchExtractor
+    >>> images = np.arange(32.0).reshape(2, 4, 4)
+    >>> cut = PatchExtractor(patch_size=2, stride=2).fit(images)
+    >>> rows = cut.transform(images)
+    >>> rows.shape, rows[1].tolist()
+    ((8, 4), [2.0, 3.0, 6.0, 7.0])
+    >>> np.array_equal(cut.inverse_transform(rows), images)
+    True
+    """
+
+    image_shape_: tuple[int, ...] | None
+    n_channels_: int
+    seed_: int
+
+    def __init__(
+        self,
+        patch_size: int | tuple[int, int] = 8,
+        n_patches: int | None = None,
+        stride: int | tuple[int, int] = 1,
+        random_state: Any = None,
+    ) -> None:
+        self.patch_size = patch_size
+        self.n_patches = n_patches
+        self.stride = stride
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        """Check the images and note their shape.
+
+        Parameters
+        ----------
+        X : array, shape (n, h, w) or (n, h, w, channels), or list of images of unequal sizes
+        y : ignored
+
+        Returns
+        -------
+        self
+        """
+        pair("PatchExtractor.patch_size", self.patch_size)
+        pair("PatchExtractor.stride", self.stride)
+        if self.n_patches is not None:
+            check_count("n_patches", self.n_patches)
+        groups = self._groups(X)
+        self.n_channels_ = _channels(groups[0].event_shape)
+        shapes = {tuple(g.event_shape) for g in groups}
+        self.image_shape_ = shapes.pop() if len(shapes) == 1 else None
+        self._check(groups)
+        self.seed_ = draw_seed(self.random_state)
+        return self
+
+    def transform(self, X: Any) -> Any:
+        """Patches as rows, in C order: rows, columns, channels.
+
+        Parameters
+        ----------
+        X : array, shape (n, h, w) or (n, h, w, channels), or list of images of unequal sizes
+            Of any height and width that the patch fits into.
+
+        Returns
+        -------
+        array, shape (m, ph * pw * channels), container and dtype of X (8-bit integers: float32)
+        """
+        check_is_fitted(self)
+        groups = self._groups(X)
+        self._check(groups)
+        parts = self._all(groups) if self.n_patches is None else self._some(groups)
+        return parts[0] if len(parts) == 1 else namespace(parts[0]).concatenate(parts)
+
+    @available_if(lambda self: self.n_patches is None)
+    def inverse_transform(self, P: Any) -> Any:
+        """Images from all their patches, the mean where patches overlap.
+
+        Parameters
+        ----------
+        P : array, shape (m, ph * pw * channels)
+            Patches of whole images of the shape seen in ``fit``.
+
+        Returns
+        -------
+        array, shape (n, *image_shape_), container and dtype of P
+
+        Raises
+        ------
+        ValueError
+            If the images of ``fit`` had unequal sizes, the grid leaves pixels out, or the rows are
+            not those of whole images.
+        """
+        check_is_fitted(self)
+        if not is_gpu_array(P):
+            P = check_array(P, dtype=[np.float64, np.float32])
+        if self.image_shape_ is None:
+            raise ValueError("images of unequal sizes cannot be put together from their patches")
+        (ph, pw), (down, across) = self._sizes()
+        h, w = self.image_shape_[:2]
+        places = (h - ph) // down + 1, (w - pw) // across + 1
+        if (h - ph) % down or (w - pw) % across or down > ph or across > pw:
+            raise ValueError(
+                f"patches of {ph}×{pw} at a stride of {down}, {across} leave out pixels of images "
+                f"of {h}×{w}: choose a stride that reaches them all"
+            )
+        d, each = ph * pw * self.n_channels_, places[0] * places[1]
+        if P.shape[1] != d or len(P) % each:
+            raise ValueError(
+                f"P has shape {P.shape}; images of shape {self.image_shape_} have {each} patches "
+                f"of {d} values each"
+            )
+        parts = P.reshape(-1, *places, ph, pw, self.n_channels_)
+        sums = _overlap_add(parts, (h, w), (down, across))
+        count = _overlap_add(parts[:1, :, :, :, :, :1] * 0 + 1, (h, w), (down, across))
+        return (sums / count).astype(P.dtype, copy=False).reshape(-1, *self.image_shape_)
+
+    def _sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return pair("patch_size", self.patch_size), pair("stride", self.stride)
+
+    def _groups(self, X: Any) -> list[Rows]:
+        """Images of one size each: one group for an array, as many as images for a list."""
+        if isinstance(X, list | tuple) and X and all(hasattr(x, "shape") for x in X):
+            return [as_images(self, x[None]) for x in X]
+        return [as_images(self, X)]
+
+    def _check(self, groups: list[Rows]) -> None:
+        """Channels as in ``fit``, one number of them, and room for a patch."""
+        ph, pw = self._sizes()[0]
+        for rows in groups:
+            shape = rows.event_shape
+            if _channels(shape) != self.n_channels_ or shape[0] < ph or shape[1] < pw:
+                raise ValueError(
+                    f"PatchExtractor cuts patches of {ph}×{pw} from images with {self.n_channels_} "
+                    f"channel(s), got an image of shape {shape}"
+                )
+
+    def _all(self, groups: list[Rows]) -> list[Array]:
+        size, stride = self._sizes()
+        d = size[0] * size[1] * self.n_channels_
+        found = (windows(with_channels(g.take(slice(None))), size, stride) for g in groups)
+        return [views.reshape(-1, d) for views in found]
+
+    def _some(self, groups: list[Rows]) -> list[Array]:
+        """Random places, drawn on the host so that both kinds of arrays give the same patches."""
+        (ph, pw), _ = self._sizes()
+        room = [(s[0] - ph + 1) * (s[1] - pw + 1) for s in (g.event_shape for g in groups)]
+        ends = np.cumsum([len(g) * r for g, r in zip(groups, room, strict=True)])
+        rng: HostStream = stream(self.seed_, Purpose.TRANSFORM)
+        places = (rng.uniform(self.n_patches, np.float64) * ends[-1]).astype(np.int64)
+        group = np.searchsorted(ends, places, side="right")
+        places -= np.concatenate([[0], ends[:-1]])[group]
+        out = None
+        for i in np.unique(group):
+            mine = np.flatnonzero(group == i)
+            part = self._cut(groups[i], places[mine])
+            if len(groups) == 1:
+                return [part]
+            if out is None:
+                out = namespace(part).empty((len(places), part.shape[1]), part.dtype)
+            out[to_device(mine, device_of(part))] = part
+        return [out]
+
+    def _cut(self, rows: Rows, places: np.ndarray) -> Array:
+        """Patches at places numbered image by image, row by row."""
+        (ph, pw), (h, w) = self._sizes()[0], rows.event_shape[:2]
+        image, place = np.divmod(places, (h - ph + 1) * (w - pw + 1))
+        row, column = np.divmod(place, w - pw + 1)
+        if is_stored(rows.X):
+            # Only the images that are needed, each read once.
+            kept, image = np.unique(image, return_inverse=True)
+            x = rows.take(kept)
+        else:
+            x = rows.X
+        at = [to_device(v, device_of(x)) for v in (image, row, column)]
+        xp = namespace(x)
+        down, across = xp.arange(ph), xp.arange(pw)
+        found = x[
+            at[0][:, None, None],
+            at[1][:, None, None] + down[:, None],
+            at[2][:, None, None] + across,
+        ]
+        return found.reshape(len(places), -1).astype(rows.dtype, copy=False)
+
+    @property
+    def _n_features_out(self) -> int:
+        ph, pw = self._sizes()[0]
+        return ph * pw * self.n_channels_
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
+        return tags
+
+
+def _channels(shape: tuple[int, ...]) -> int:
+    return shape[2] if len(shape) == 3 else 1
+
+
+def _overlap_add(parts: Array, shape: tuple[int, int], stride: tuple[int, int]) -> Array:
+    """Sums of patches (n, h', w', ph, pw, c) at their places, float64."""
+    (n, down, across, ph, pw, c), (h, w), (sh, sw) = parts.shape, shape, stride
+    total = namespace(parts).zeros((n, h, w, c), np.float64)
+    for a in range(ph):
+        for b in range(pw):
+            rows = slice(a, a + (down - 1) * sh + 1, sh)
+            columns = slice(b, b + (across - 1) * sw + 1, sw)
+            total[:, rows, columns] += parts[:, :, :, a, b]
+    return total
