@@ -1,0 +1,134 @@
+"""More filters than features.
+
+OvercompleteICA (Teh, Welling, Osindero, Hinton, 2003)
+    F(x) = Σ_k a_k log cosh(w_k'(x - m))
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from energyscape.backend import Array, namespace
+from energyscape.models.linear_sources import LinearSources, log_cosh, whitening
+from energyscape.registry import register
+from energyscape.samplers import HMC
+from energyscape.trainers import PCD
+from energyscape.verbs import Param, Params
+
+
+@register
+class OvercompleteICA(LinearSources):
+    """More filters than features: a product of experts that each see one projection.
+
+    Sources are no longer independent, and log Z is not known: chains train it. Tails are
+    exponential.
+
+    Parameters
+    ----------
+    n_components : int, default 256
+        Filters, at least as many as features.
+    trainer : Trainer, optional
+        Default: ``PCD(learning_rate=0.02)``, whose chains HMC moves.
+    random_state, device, verbose
+        As for `RBM`.
+
+    Attributes
+    ----------
+    components_ : array, shape (n_components, n_features)
+        Filters W.
+    strengths_ : array, shape (n_components,)
+        a.
+    mixing_, mean_
+        As for `ICA`; ``mixing_`` is the pseudo-inverse, which decodes.
+    params_ : dict
+        ``W``, ``m``, ``log_a``.
+    history_, n_iter_, n_features_in_, seed_, trainer_
+        As for `RBM`.
+
+    References
+    ----------
+    Teh, Y. W., Welling, M., Osindero, S., Hinton, G. E. (2003). Energy-based models for sparse
+    overcomplete representations.
+    """
+
+    def __init__(
+        self,
+        n_components: int = 256,
+        *,
+        trainer: Any = None,
+        random_state: Any = None,
+        device: str = "auto",
+        verbose: int = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.trainer = trainer
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def default_trainer(self) -> Any:
+        """Persistent chains, moved by HMC."""
+        return PCD(learning_rate=0.02)
+
+    def default_sampler(self) -> Any:
+        """HMC."""
+        return HMC()
+
+    def check_rows(self, n: int, event_shape: tuple[int, ...]) -> None:
+        super().check_rows(n, event_shape)
+        d = math.prod(event_shape)
+        if self.n_components < d:
+            raise ValueError(
+                f"OvercompleteICA needs at least as many components as features, got n_components="
+                f"{self.n_components} for {d}: the energy would be flat along the rest"
+            )
+
+    # ------------------------------------------------------------ verbs
+
+    def init_params(self, x: Array, rng: Any) -> Params:
+        """Random directions of white rows, as strong as lets exp(-F) spread as the rows do.
+
+        E[x'∂F/∂x] = d holds for every density (by parts), which gives the strength.
+        """
+        xp, (m, V) = namespace(x), whitening(x)
+        B = rng.normal((self.n_components, x.shape[1]), np.float64)
+        B /= xp.sqrt((B * B).sum(axis=1))[:, None]
+        y = (x.astype(np.float64) - m) @ (B @ V).T
+        a = x.shape[1] / (y * xp.tanh(y)).mean(axis=0).sum()
+        log_a = xp.zeros(self.n_components) + xp.log(a)
+        return {k: v.astype(x.dtype) for k, v in {"W": B @ V, "m": m, "log_a": log_a}.items()}
+
+    def param_specs(self) -> dict[str, Param]:
+        return {"W": Param(), "m": Param(), "log_a": Param()}
+
+    def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
+        k = self.n_components
+        return {"W": (k, n_features), "m": (n_features,), "log_a": (k,)}
+
+    def mixing(self, params: Params) -> Array:
+        """The pseudo-inverse: of the rows that sources may stand for, the nearest."""
+        return namespace(params["W"]).linalg.pinv(params["W"])
+
+    def source_energy(self, params: Params, u: Array) -> Array:
+        return log_cosh(u).astype(np.float64) @ _strengths(params).astype(np.float64)
+
+    def source_grad(self, params: Params, u: Array) -> Array:
+        return namespace(u).tanh(u) * _strengths(params)
+
+    def offset(self, params: Params) -> Any:
+        return 0.0
+
+    def other_grads(self, params: Params, u: Array, weights: Array, of_w: Array) -> Params:
+        return {"log_a": (weights @ log_cosh(u)) * _strengths(params)}
+
+    @property
+    def strengths_(self) -> Any:
+        self._need_fit("strengths_")
+        return self._fitted(_strengths(self._params))
+
+
+def _strengths(params: Params) -> Array:
+    return namespace(params["log_a"]).exp(params["log_a"])
