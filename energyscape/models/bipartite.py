@@ -44,17 +44,14 @@ class BipartitePass(Pass):
         super().__init__(model, params, x)
         self.beta, self.base = beta, base
         if field is None:
-            field = model.scaled(params, x) @ params["W"]
-            field += params["c"]
+            field = model.hidden_field(params, x)
         self.field = field
         self._hidden: Array = None
         self._visible: list[Any] = []  # shared by the passes of all β at these points
 
     def __getitem__(self, rows: Any) -> BipartitePass:
         beta = self.beta if np.ndim(self.beta) == 0 else self.beta[rows]
-        part = BipartitePass(
-            self.model, self.params, self.x[rows], beta, self.base, self.field[rows]
-        )
+        part = type(self)(self.model, self.params, self.x[rows], beta, self.base, self.field[rows])
         part._hidden = None if self._hidden is None else self._hidden[rows]
         return part
 
@@ -62,11 +59,11 @@ class BipartitePass(Pass):
         xp = namespace(self.x)
         x = xp.concatenate([self.x, other.x])
         field = xp.concatenate([self.field, other.field])  # type: ignore[attr-defined]
-        return BipartitePass(self.model, self.params, x, self.beta, self.base, field)
+        return type(self)(self.model, self.params, x, self.beta, self.base, field)
 
     def at(self, beta: Any) -> BipartitePass:
         """The same points at another inverse temperature, without another product."""
-        other = BipartitePass(self.model, self.params, self.x, beta, self.base, self.field)
+        other = type(self)(self.model, self.params, self.x, beta, self.base, self.field)
         other._visible = self._visible
         return other
 
@@ -113,6 +110,7 @@ class BipartiteModel(EnergyModel):
     """What both machines share: everything about the hidden side, and the centred step."""
 
     centered: bool
+    codes = "unit"
 
     def default_trainer(self) -> Any:
         """PCD with its defaults."""
@@ -139,6 +137,12 @@ class BipartiteModel(EnergyModel):
         raise NotImplementedError
 
     # ------------------------------------------------------------ verbs
+
+    def hidden_field(self, params: Params, x: Array) -> Array:
+        """W's(x) + c, of which everything about the hidden side is made."""
+        field = self.scaled(params, x) @ params["W"]
+        field += params["c"]
+        return field
 
     def event_shape(self, params: Params) -> tuple[int, ...]:
         """Shape of one row."""
@@ -169,8 +173,13 @@ class BipartiteModel(EnergyModel):
     def joint_energy(self, params: Params, x: Array, h: Array) -> Array:
         """E(x, h) row by row, shape (n,), float64: what the tests sum over h."""
         own, _ = self.visible_energies(params, x, None)
-        field = self.scaled(params, x) @ params["W"] + params["c"]
-        return own - (field * h).sum(axis=1, dtype=np.float64)
+        return own - (self.hidden_field(params, x) * h).sum(axis=1, dtype=np.float64)
+
+    def hidden_free_energy(self, params: Params, h: Array) -> Array:
+        """-log Σ_x exp(-E(x, h)), shape (n,), float64: the hidden units' own free energy."""
+        wide = {k: v.astype(np.float64) for k, v in params.items()}
+        h = h.astype(np.float64)
+        return -(h @ wide["c"] + self.visible_log_partition(wide, h))
 
     # ------------------------------------------------------------ the centred step
 
@@ -233,10 +242,29 @@ class BipartiteModel(EnergyModel):
         top = log_w.max()
         return float(top + namespace(log_w).log(namespace(log_w).exp(log_w - top).sum()))
 
+    def log_partition_grad(self, params: Params) -> Params:
+        """∂ log Z/∂θ by name, from the enumerated states of the hidden units."""
+        log_w = self._state_log_weights(params)
+        xp, units = namespace(log_w), self.enumerable_units(params)
+        p = xp.exp(log_w - log_w.max())
+        p /= p.sum()
+        wide = {k: v.astype(np.float64) for k, v in params.items()}
+        total: Params = {}
+        for lo in range(0, len(p), _STATE_BLOCK):
+            index = xp.arange(lo, min(lo + _STATE_BLOCK, len(p)))
+            states = binary_states(index, units, p)
+            part = self.state_grad(wide, states, p[lo : lo + len(index)])
+            total = {k: v + total[k] for k, v in part.items()} if total else part
+        return {k: v.astype(params[k].dtype) for k, v in total.items()}
+
+    def state_grad(self, params: Params, h: Array, weights: Array) -> Params:
+        """Σ_s w_s ∂/∂θ [c'h_s + `visible_log_partition` of h_s]."""
+        raise NotImplementedError
+
     def sample_exact(self, params: Params, n: int, rng: Any) -> Array:
         """``n`` exact, independent draws of x, from the enumerated states of the hidden units."""
         states = self._draw_states(self._state_log_weights(params), n, rng)
-        h = binary_states(states, self.enumerable_units(params), params["W"])
+        h = binary_states(states, self.enumerable_units(params), params["c"])
         return self.sample_visible(params, h, rng)
 
     def _state_log_weights(self, params: Params) -> Array:
@@ -248,11 +276,11 @@ class BipartiteModel(EnergyModel):
                 f"2^{ENUMERABLE_UNITS}. Use log_likelihood_bounds, or AIS"
             )
         wide = {k: v.astype(np.float64) for k, v in params.items()}
-        xp = namespace(params["W"])
+        xp = namespace(params["c"])
         log_w = xp.empty(1 << units, np.float64)
         for lo in range(0, 1 << units, _STATE_BLOCK):
             index = xp.arange(lo, min(lo + _STATE_BLOCK, 1 << units))
-            states = binary_states(index, units, wide["W"])
+            states = binary_states(index, units, wide["c"])
             log_w[lo : lo + len(index)] = self._log_weight(wide, states)
         return log_w
 

@@ -29,6 +29,7 @@ class _ChainContrast(Contrast):
     """What CD and PCD share: their constructor, its checks, and moves by any sampler."""
 
     requires = (*Contrast.requires, "free_energy_grad", "sample_visible|input_grad")
+    needs_proper = True
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class _ChainContrast(Contrast):
         """Checked chains at ``x``, with what will adapt them."""
         kernel = self._kernel(model)
         target = self._target(kernel, model, params)
+        x = _completed(model, params, x, rng)
         kernel.check(target, x)
         chains = kernel.start(target, x, rng)
         for adapter in kernel.adapters(persistent=True):
@@ -185,13 +187,14 @@ class CD(_ChainContrast):
         self, model: Any, params: Params, carry: Params, batch: Batch, n: int, rng: Any
     ) -> tuple[Pass, Array]:
         """Chains anew from the rows; step size and the like are carried on."""
-        x, xp = batch.x[namespace(batch.x).arange(n) % len(batch.x)], namespace(batch.x)
+        x, xp = _completed(model, params, _in_turn(batch.x, n), rng), namespace(batch.x)
         chains = Chains.of(carry | {"chain/x": x})
         self._kernel(model).restart(chains, rng)
         self._advance(model, params, chains, rng)
         carry |= {f"sampler/{key}": value for key, value in chains.shared.items()}
-        passed = model.forward(params, xp.concatenate([batch.x, chains.x]))
-        return passed, contrast_weights(passed.x, batch.n, n, len(batch.x))
+        data = _completed(model, params, batch.x)
+        passed = model.forward(params, xp.concatenate([data, chains.x]))
+        return passed, contrast_weights(passed.x, batch.n, n, len(data))
 
 
 @register
@@ -222,14 +225,15 @@ validation_fraction, callbacks
         carry, at_data = super().start(model, params, x, rng), _cycled(model, params, x, chains)
         if self._kernel(model).needs_sweep:
             return carry | {"chain/h": at_data.sample_hidden(rng)}
-        return carry | self._begin(model, params, at_data.x, rng).carry()
+        return carry | self._begin(model, params, _in_turn(x, chains), rng).carry()
 
     def points(
         self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
     ) -> tuple[Pass, Array]:
         v = self._move(model, params, carry, rng)
-        rows, xp = len(batch.x), namespace(batch.x)
-        passed = model.forward(params, xp.concatenate([batch.x, v]))
+        x = _completed(model, params, batch.x)
+        rows, xp = len(x), namespace(x)
+        passed = model.forward(params, xp.concatenate([x, v]))
         if "chain/h" in carry:
             carry["chain/h"] = passed[rows:].sample_hidden(rng)
         return passed, contrast_weights(passed.x, batch.n, len(v), rows)
@@ -339,9 +343,10 @@ batch_transform, validation_fraction, callbacks
         v = self._move(model, overlaid, carry, rng)
         if "chain/h" in carry:
             carry["chain/h"] = model.forward(overlaid, v).sample_hidden(rng)
-        rows, xp = len(batch.x), namespace(batch.x)
+        x = _completed(model, params, batch.x)
+        rows, xp = len(x), namespace(x)
         # The gradient is that of F at the points, under the model's own parameters.
-        passed = model.forward(params, xp.concatenate([batch.x, v]))
+        passed = model.forward(params, xp.concatenate([x, v]))
         return passed, contrast_weights(passed.x, batch.n, len(v), rows)
 
     def _descend(self, model: Any, moved: Params, carry: Params, sums: Params, at: Moment) -> None:
@@ -353,9 +358,19 @@ batch_transform, validation_fraction, callbacks
         super()._descend(model, moved, carry, sums, at)
 
 
+def _in_turn(x: Array, n: int) -> Array:
+    """``n`` rows, taken from ``x`` in turn."""
+    return x[namespace(x).arange(n) % len(x)]
+
+
 def _cycled(model: Any, params: Params, x: Array, n: int) -> Pass:
     """The pass at ``n`` rows taken from ``x`` in turn."""
-    return model.forward(params, x[namespace(x).arange(n) % len(x)])
+    return model.forward(params, _in_turn(x, n))
+
+
+def _completed(model: Any, params: Params, x: Array, rng: Any = None) -> Array:
+    """Rows with what chains move besides: the model's means of it, or draws where they start."""
+    return x if speaks(model, ("complete",)) else model.complete(params, x, rng)
 
 
 def _overlaid(model: Any, params: Params, carry: Params) -> Params:
