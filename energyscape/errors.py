@@ -8,6 +8,7 @@ __all__ = [
     "EnergyscapeError",
     "FileFormatError",
     "SamplerWarning",
+    "UnnormalizedScoreWarning",
 ]
 
 
@@ -37,3 +38,7 @@ class DataRangeWarning(UserWarning):
 
 class SamplerWarning(UserWarning):
     """An estimate drawn from chains is too uncertain to be trusted."""
+
+
+class UnnormalizedScoreWarning(UserWarning):
+    """A score is an energy alone: it ranks rows under one model, and does not compare models."""

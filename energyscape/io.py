@@ -30,7 +30,7 @@ from energyscape.registry import from_tree, to_tree
 FORMAT = 1
 _MAGIC = b"energyscape model\n"
 _HEADER_BYTES = 512
-_MAX_DEPTH = 6
+_MAX_DEPTH = 16
 Arrays = dict[str, np.ndarray]
 
 
@@ -54,15 +54,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     OSError
         If the file cannot be written; nothing of it is left.
     """
-    if isinstance(estimator, Pipeline):
-        steps, arrays = [], {}
-        for i, (name, step) in enumerate(estimator.steps):
-            meta, part = _describe(step)
-            steps.append([name, meta])
-            arrays.update({f"steps/{i}/{key}": value for key, value in part.items()})
-        write_file(path, {"pipeline": steps}, arrays)
-    else:
-        write_file(path, *_describe(estimator))
+    write_file(path, *describe(estimator))
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -85,18 +77,19 @@ def load(path: str | os.PathLike[str]) -> Any:
         If the file is not a model of ours, is truncated or damaged, comes from a newer format,
         names a class that is not registered, or holds what a model file has no need for.
     """
-    meta, arrays = read_file(path)
-    if "pipeline" not in meta:
-        return _restore(meta, arrays)
-    steps = []
-    for i, (name, part) in enumerate(meta["pipeline"]):
-        prefix = f"steps/{i}/"
-        own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-        steps.append((name, _restore(part, own)))
-    return Pipeline(steps)
+    return restore(*read_file(path))
 
 
-def _describe(estimator: Any) -> tuple[dict[str, Any], Arrays]:
+def describe(estimator: Any) -> tuple[dict[str, Any], Arrays]:
+    """What a file holds of a fitted estimator of ours, or a pipeline: JSON-able, and arrays."""
+    if isinstance(estimator, Pipeline):
+        steps: list[Any] = []
+        arrays: Arrays = {}
+        for i, (name, step) in enumerate(estimator.steps):
+            meta, part = describe(step)
+            steps.append([name, meta])
+            arrays.update({f"steps/{i}/{key}": value for key, value in part.items()})
+        return {"pipeline": steps}, arrays
     if not hasattr(estimator, "file_state"):
         raise TypeError(
             f"{type(estimator).__name__} cannot be saved in a model file: only models and "
@@ -106,8 +99,12 @@ def _describe(estimator: Any) -> tuple[dict[str, Any], Arrays]:
     return {"estimator": to_tree(estimator), "state": state}, arrays
 
 
-def _restore(meta: dict[str, Any], arrays: Arrays) -> Any:
+def restore(meta: dict[str, Any], arrays: Arrays) -> Any:
+    """The estimator that `describe` told of; `FileFormatError` where a part is missing."""
     try:
+        if "pipeline" in meta:
+            steps = enumerate(meta["pipeline"])
+            return Pipeline([(n, restore(m, under(arrays, f"steps/{i}/"))) for i, (n, m) in steps])
         estimator = from_tree(meta["estimator"])
         estimator.set_file_state(meta["state"], arrays)
     except FileFormatError:
@@ -117,6 +114,11 @@ def _restore(meta: dict[str, Any], arrays: Arrays) -> Any:
             f"the file lacks a part of the model: {type(error).__name__}: {error}"
         ) from error
     return estimator
+
+
+def under(arrays: Arrays, prefix: str) -> Arrays:
+    """The arrays whose names begin with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 from energyscape.errors import FileFormatError
 
@@ -95,6 +96,8 @@ def _to_tree(value: Any, path: str) -> Any:
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {"dict": {k: to_tree(v, f"{path}[{k!r}]") for k, v in value.items()}}
+    if isinstance(value, Pipeline):  # without its memory: a cache holds pickles
+        return {"pipeline": [[name, to_tree(s, f"{path}.{name}")] for name, s in value.steps]}
     name = type(value).__name__
     if _CLASSES.get(name) is type(value):
         params = dict(value.get_params(deep=False))  # type: ignore[attr-defined]
@@ -155,6 +158,12 @@ def _read_tuple(inner: Any) -> tuple[Any, ...]:
     return tuple(from_tree(v) for v in inner)
 
 
+def _read_pipeline(inner: Any) -> Pipeline:
+    if not isinstance(inner, list) or not all(isinstance(s, list) and len(s) == 2 for s in inner):
+        raise FileFormatError("malformed pipeline in a parameter tree")
+    return Pipeline([(name, from_tree(step)) for name, step in inner])
+
+
 def _read_array(inner: Any) -> np.ndarray:
     if not isinstance(inner, dict) or set(inner) != {"dtype", "values"}:
         raise FileFormatError("malformed array in a parameter tree")
@@ -172,4 +181,5 @@ _TAGS: dict[str, Callable[[Any], Any]] = {
     "dict": _read_dict,
     "tuple": _read_tuple,
     "array": _read_array,
+    "pipeline": _read_pipeline,
 }

@@ -51,10 +51,14 @@ class Rows:
     X : array, shape (n, *event_shape), or CSR matrix
     index : integer array, optional
         The rows that count; default all.
+    y : array, shape (n,), optional
+        Labels of the rows of ``X``, on the host.
     """
 
-    def __init__(self, X: Any, index: np.ndarray | None = None) -> None:
-        self.X, self.index = X, index
+    def __init__(
+        self, X: Any, index: np.ndarray | None = None, y: np.ndarray | None = None
+    ) -> None:
+        self.X, self.index, self.y = X, index, y
 
     def __len__(self) -> int:
         return self.X.shape[0] if self.index is None else len(self.index)
@@ -67,6 +71,11 @@ class Rows:
     def dtype(self) -> Any:
         return compute_dtype(self.X.dtype)
 
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row in the dtype that is computed in."""
+        return int(np.prod(self.event_shape)) * np.dtype(self.dtype).itemsize
+
     def take(self, rows: Any) -> Array:
         """Rows by index or slice, dense, in the dtype that is computed in."""
         if self.index is not None:
@@ -78,17 +87,28 @@ class Rows:
             part = part.toarray()
         return part.astype(self.dtype, copy=False)
 
-    def sample(self, n: int, rng: Any) -> Array:
-        """``n`` random rows, or all of them in their order where there are no more."""
-        if n >= len(self):
-            return self.take(slice(None))
-        return self.take(np.sort(rng.permutation(len(self))[:n]))
+    def labels(self, rows: Any) -> np.ndarray | None:
+        """Labels by index or slice; None where there are none."""
+        if self.y is None:
+            return None
+        return self.y[rows if self.index is None else self.index[rows]]
 
-    def batches(self, batch_size: int, rng: Any) -> Iterator[Array]:
-        """One pass over all rows in a random order; the last batch may be short."""
+    def pick(self, n: int, rng: Any) -> Any:
+        """Indices of ``n`` random rows, or of all in their order where there are no more."""
+        if n >= len(self):
+            return slice(None)
+        return np.sort(rng.permutation(len(self))[:n])
+
+    def sample(self, n: int, rng: Any) -> Array:
+        """The rows of `pick`."""
+        return self.take(self.pick(n, rng))
+
+    def batches(self, batch_size: int, rng: Any) -> Iterator[tuple[Array, np.ndarray | None]]:
+        """One pass over all rows in a random order, with their labels; the last may be short."""
         order = rng.permutation(len(self))
         for lo in range(0, len(order), batch_size):
-            yield self.take(order[lo : lo + batch_size])
+            rows = order[lo : lo + batch_size]
+            yield self.take(rows), self.labels(rows)
 
     def blocks(self, size: int) -> Iterator[Array]:
         """One pass over all rows in their order."""
@@ -99,7 +119,8 @@ class Rows:
         """Random rows set apart: (the rest, ``fraction`` of them), by index, without a copy."""
         order = rng.permutation(len(self))
         held_out = _count_held_out(len(self), fraction)
-        return Rows(self.X, np.sort(order[held_out:])), Rows(self.X, np.sort(order[:held_out]))
+        kept, apart = np.sort(order[held_out:]), np.sort(order[:held_out])
+        return Rows(self.X, kept, self.y), Rows(self.X, apart, self.y)
 
 
 class StoredRows(Rows):
@@ -112,8 +133,10 @@ class StoredRows(Rows):
         The range of rows that counts.
     """
 
-    def __init__(self, X: Any, lo: int = 0, hi: int | None = None) -> None:
-        super().__init__(X)
+    def __init__(
+        self, X: Any, lo: int = 0, hi: int | None = None, y: np.ndarray | None = None
+    ) -> None:
+        super().__init__(X, y=y)
         self.lo, self.hi = lo, X.shape[0] if hi is None else hi
 
     def __len__(self) -> int:
@@ -138,27 +161,36 @@ class StoredRows(Rows):
             raise ValueError("Input X contains NaN or infinity; clean the rows in the file first")
         return part.astype(self.dtype, copy=False)
 
-    def batches(self, batch_size: int, rng: Any) -> Iterator[Array]:
+    def labels(self, rows: Any) -> np.ndarray | None:
+        return None if self.y is None else self.y[self.lo : self.hi][rows]
+
+    def batches(self, batch_size: int, rng: Any) -> Iterator[tuple[Array, np.ndarray | None]]:
         size = self.block_rows
         order = rng.permutation(-(-len(self) // size))
         left: Array = np.empty((0, *self.event_shape), self.dtype)
+        left_ids = np.empty(0, np.intp)
         for first in range(0, len(order), BUFFER_BLOCKS):
-            parts = [left]
+            parts, ids = [left], [left_ids]
             for block in order[first : first + BUFFER_BLOCKS]:
                 parts.append(self.take(slice(block * size, (block + 1) * size)))
-            buffer = np.concatenate(parts)
+                ids.append(block * size + np.arange(len(parts[-1])))
+            buffer, numbers = np.concatenate(parts), np.concatenate(ids)
             shuffle = rng.permutation(len(buffer))
             whole = len(buffer) // batch_size * batch_size
             for lo in range(0, whole, batch_size):
-                yield buffer[shuffle[lo : lo + batch_size]]
-            left = buffer[shuffle[whole:]]
+                rows = shuffle[lo : lo + batch_size]
+                yield buffer[rows], self.labels(numbers[rows])
+            left, left_ids = buffer[shuffle[whole:]], numbers[shuffle[whole:]]
         if len(left):
-            yield left
+            yield left, self.labels(left_ids)
 
     def split(self, fraction: float, rng: Any) -> tuple[Rows, Rows]:
         """The last rows set apart, so that reading stays sequential."""
         cut = self.hi - _count_held_out(len(self), fraction)
-        return StoredRows(self.X, self.lo, cut), StoredRows(self.X, cut, self.hi)
+        return (
+            StoredRows(self.X, self.lo, cut, self.y),
+            StoredRows(self.X, cut, self.hi, self.y),
+        )
 
 
 def open_rows(X: Any) -> Rows:

@@ -33,7 +33,8 @@ from energyscape.verbs import Params, check_count, speaks
 __all__ = ["Checkpoint", "EarlyStopping", "JsonLines"]
 
 _log = logging.getLogger("energyscape")
-MONITOR_ROWS = 1000
+# Rows that a pass over all of them takes at once; verbs cut them up further for the caches.
+EPOCH_BLOCK_BYTES = 64 << 20
 
 
 @dataclass
@@ -98,6 +99,8 @@ def run(
     ends = [c.stopped for c in trainer.callbacks if hasattr(c, "stopped")]
     if plan.span is not None and any([stopped(state) for stopped in ends]):
         return
+    if plan.span is not None and trainer.converged(state.history):
+        return
     monitor = Monitor(model, trainer, state, rows, held_out, plan)
     per_epoch = trainer.updates_per_epoch(len(rows))
     good = _snapshot(state)
@@ -123,6 +126,8 @@ def run(
                 # A list, not a generator: every callback hears of every epoch.
                 if any([callback(model, state, info) for callback in trainer.callbacks]):
                     break
+                if plan.span is not None and trainer.converged(state.history):
+                    break
         except BaseException as error:
             _restore(state, good)
             for callback in trainer.callbacks:
@@ -133,17 +138,21 @@ def run(
 
 def _epoch(model: Any, trainer: Any, state: TrainState, rows: Rows, plan: Plan, bar: Any) -> Array:
     """One pass over the rows; returns the norm of the last gradient, still on the device."""
+    if trainer.every == "epoch":
+        return _whole_epoch(model, trainer, state, rows, plan, bar)
     per_epoch = trainer.updates_per_epoch(len(rows))
     end = None if plan.span is None else plan.span * per_epoch
     norm: Array = 0.0
     order = stream(plan.seed, Purpose.ORDER, state.epoch)
-    for i, raw in enumerate(rows.batches(trainer.batch_size, order)):
+    for i, (raw, labels) in enumerate(rows.batches(trainer.batch_size, order)):
         rng = stream(plan.seed, Purpose.COLLECT, state.step, plan.device)
         x = _prepared(trainer, raw, plan, state)
-        sums = trainer.collect(model, state.params, state.carry, Batch(x, len(x)), rng)
+        progress = None if end is None else min(1.0, state.step / end)
+        y = None if labels is None else to_device(labels, plan.device)
+        batch = Batch(x, len(x), y, progress)
+        sums = trainer.collect(model, state.params, state.carry, batch, rng)
         if i == per_epoch - 1:
             norm = _norm(sums)
-        progress = None if end is None else min(1.0, state.step / end)
         at = Moment(state.epoch, state.step, progress, rng)
         trainer.apply(model, state.params, state.carry, sums, at)
         state.step += 1
@@ -151,11 +160,36 @@ def _epoch(model: Any, trainer: Any, state: TrainState, rows: Rows, plan: Plan, 
     return norm
 
 
-def _prepared(trainer: Any, raw: Array, plan: Plan, state: TrainState) -> Array:
+def _whole_epoch(
+    model: Any, trainer: Any, state: TrainState, rows: Rows, plan: Plan, bar: Any
+) -> Array:
+    """One update from the sums over all rows, read in their order by blocks."""
+    sums: Params = {}
+    size = max(1, EPOCH_BLOCK_BYTES // max(1, rows.row_bytes))
+    count = -(-len(rows) // size)
+    for i, raw in enumerate(rows.blocks(size)):
+        address = state.epoch * count + i
+        rng = stream(plan.seed, Purpose.COLLECT, address, plan.device)
+        x = _prepared(trainer, raw, plan, state, address)
+        part = trainer.collect(model, state.params, state.carry, Batch(x, len(rows)), rng)
+        sums = part if not sums else {key: sums[key] + part[key] for key in sums}
+    progress = None if plan.span is None else state.epoch / plan.span
+    rng = stream(plan.seed, Purpose.COLLECT, (state.epoch + 1) * count, plan.device)
+    at = Moment(state.epoch, state.step, progress, rng)
+    trainer.apply(model, state.params, state.carry, sums, at)
+    state.step += 1
+    bar.update()
+    return math.nan
+
+
+def _prepared(
+    trainer: Any, raw: Array, plan: Plan, state: TrainState, address: int | None = None
+) -> Array:
     x = _cast(to_device(raw, plan.device), state)
     if trainer.batch_transform is None:
         return x
-    rng = stream(plan.seed, Purpose.TRANSFORM, state.step, plan.device)
+    step = state.step if address is None else address
+    rng = stream(plan.seed, Purpose.TRANSFORM, step, plan.device)
     return trainer.batch_transform(x, rng)
 
 
@@ -184,7 +218,7 @@ def first_rows(
 class Monitor:
     """The history's scalars at the end of an epoch, on the same rows every time."""
 
-    shown = ("energy_train", "energy_gap", "reconstruction")
+    shown = ("energy_train", "energy_gap", "loss_train", "error_valid", "reconstruction")
 
     def __init__(
         self,
@@ -196,30 +230,37 @@ class Monitor:
         plan: Plan,
     ) -> None:
         self.model, self.trainer, self.plan = model, trainer, plan
-        self.train = first_rows(trainer, rows, MONITOR_ROWS, plan, Purpose.REPORT, state)
-        self.valid = (
-            None
-            if held_out is None
-            else first_rows(trainer, held_out, MONITOR_ROWS, plan, Purpose.SPLIT, state)
-        )
+        self.train = self._rows(rows, Purpose.REPORT, state)
+        self.valid = None if held_out is None else self._rows(held_out, Purpose.SPLIT, state)
+
+    def _rows(self, rows: Rows, purpose: Purpose, state: TrainState) -> tuple[Array, Array]:
+        """Rows with their labels, as the trainer would see them."""
+        n, plan = self.trainer.monitor_rows, self.plan
+        labels = rows.labels(rows.pick(n, stream(plan.seed, purpose)))
+        x = first_rows(self.trainer, rows, n, plan, purpose, state)
+        return x, None if labels is None else to_device(labels, plan.device)
 
     def __call__(self, state: TrainState, norm: Array, seconds: float) -> dict[str, float]:
         model, plan, params = self.model, self.plan, state.params
         progress = None if plan.span is None else min(1.0, (state.epoch - 1) / plan.span)
         began = Moment(state.epoch - 1, state.step, progress)
+        rate = self.trainer.rate(began)
         info: dict[str, Any] = {
             "epoch": state.epoch,
             "seconds": seconds,
-            "learning_rate": self.trainer.resolved_optimizer().rate(began),
-            "grad_norm": norm,
-            "energy_train": model.free_energy(params, self.train).mean(),
         }
+        if rate is not None:
+            info |= {"learning_rate": rate, "grad_norm": norm}
+        here = self.trainer.measure(model, params, *self.train)
+        info |= {f"{key}_train": value for key, value in here.items()}
         if self.valid is not None:
-            info["energy_valid"] = model.free_energy(params, self.valid).mean()
-            info["energy_gap"] = info["energy_valid"] - info["energy_train"]
+            there = self.trainer.measure(model, params, *self.valid)
+            info |= {f"{key}_valid": value for key, value in there.items()}
+            info |= {f"{key}_gap": there[key] - here[key] for key in here}
         if not speaks(model, ("encode", "decode")):
-            mean = model.decode(params, model.encode(params, self.train))
-            info["reconstruction"] = ((self.train - mean) ** 2).mean()
+            x = self.train[0]
+            mean = model.decode(params, model.encode(params, x))
+            info["reconstruction"] = ((x - mean) ** 2).mean()
         rng = stream(plan.seed, Purpose.REPORT, state.epoch + 2, plan.device)
         info |= self.trainer.report(model, params, state.carry, rng)
         return {k: v if isinstance(v, int) else float(v) for k, v in info.items()}
@@ -265,15 +306,21 @@ def _finite(state: TrainState) -> bool:
 def _diverged(
     model: Any, trainer: Any, state: TrainState, good: TrainState, plan: Plan
 ) -> DivergenceError:
-    epoch, rate = state.epoch, trainer.resolved_optimizer().learning_rate
+    epoch, rate = state.epoch, trainer.rate(Moment(0, 0, None))
     largest = {k: float(abs(v).max()) for k, v in good.params.items()}
     worst = max(largest, key=lambda k: largest[k])
     _restore(state, good)
+    where = "" if rate is None else f" at learning rate {rate:g}"
+    cause = (
+        "The likely cause is the scale of the data: standardise them, or use float64"
+        if rate is None
+        else f"The likely cause is the learning rate: try {rate / 10:g}, or "
+        "energyscape.find_learning_rate"
+    )
     return DivergenceError(
-        f"{type(model).__name__} met numbers that are not finite in epoch {epoch} at learning rate "
-        f"{rate:g}; the model is back at epoch {good.epoch} (largest parameter then: "
-        f"|{worst}| = {largest[worst]:.3g}). The likely cause is the learning rate: try "
-        f"{rate / 10:g}, or energyscape.find_learning_rate"
+        f"{type(model).__name__} met numbers that are not finite in epoch {epoch}{where}; the "
+        f"model is back at epoch {good.epoch} (largest parameter then: |{worst}| = "
+        f"{largest[worst]:.3g}). {cause}"
     )
 
 

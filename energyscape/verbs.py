@@ -30,11 +30,28 @@ VERBS: dict[str, str] = {
     "sample_hidden": "(params, x, rng, beta=1) → h ~ p(h | x)",
     "sample_visible": "(params, h, rng, beta=1, base=None) → x ~ p(x | h)",
     "encode": "(params, x) → mean code given x",
+    "complete": "(params, x, rng=None) → rows with the units that chains move besides, inferred",
     "decode": "(params, h) → mean of x given a code",
+    "affine_layers": "(params) → the encoder as a list of Affine, bottom first",
+    "network": "(params, x, drop=None) → passes of all layers, the logits last",
+    "label_loss": "(logits, y) → (n,) float64: -log p(y|x)",
+    "network_grad": "(passes, y, scale) → the labels' gradient by name",
+    "encoder": "(params, x) → passes of the layers up, bottom first",
+    "decoder": "(params, h) → passes of the layers down to the reconstruction",
+    "backward": "(up, down, da, extras, need_dx) → gradients by name, and that in the rows",
+    "row_loss": "(params, out, x) → (n,) float64: loss of rows x at the decoder's last pass",
+    "loss_slope": "(params, out, x) → ∂loss/∂a of the last pre-activations",
+    "regenerate": "(params, x, rng) → a draw of the reconstruction of x",
+    "start_points": "(params, n, rng) → where chains begin, near the data",
     "joint_energy": "(params, x, h) → (n,) float64: E(x, h; θ), before h is summed out",
+    "hidden_free_energy": "(params, h) → (n,) float64: F of hidden states, x summed out",
     "event_shape": "(params) → shape of one x",
     "param_shapes": "(n_features) → {name: shape}, which files are checked against",
     "log_partition": "(params) → exact log Z as a float",
+    "log_partition_grad": "(params) → dict: ∂ log Z/∂θ, empty where F is normalised",
+    "statistics": "(params, x) → dict of sums over rows, with F's under energy and n under rows",
+    "maximize": "(params, stats) → new parameters: the M step",
+    "solve": "(params, stats) → new parameters: the minimum of the mean energy",
     "enumerable_units": "(params) → units that log_partition sums over, 0 for a formula",
     "sample_exact": "(params, n, rng) → exact draws of x",
     "base_measure": "(params) → parameters of a tractable distribution near the data",
@@ -135,6 +152,8 @@ def obstacle(model: Any, trainer: Any) -> str | None:
     if missing:
         needed = ", ".join(_described(verb) for verb in missing)
         return f"it needs {needed}, which {type(model).__name__} does not offer"
+    if trainer.needs_proper and not model.proper:
+        return f"the energy of {type(model).__name__} is that of no density, so chains run away"
     domains = trainer.domains
     if domains and model.domain not in domains:
         return f"it needs {' or '.join(domains)} units; {type(model).__name__}'s are {model.domain}"

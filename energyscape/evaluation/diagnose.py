@@ -247,7 +247,8 @@ def _history_numbers(history: dict[str, list[float]]) -> dict[str, float]:
 def _size_numbers(model: Any) -> dict[str, float]:
     specs = model.param_specs()
     sizes = {k: v.size for k, v in model.params_.items() if specs[k].trainable}
-    return {"parameters": float(sum(sizes.values())), "multiply_adds_per_row": float(sizes["W"])}
+    products = sum(v.size for v in model.params_.values() if v.ndim > 1)
+    return {"parameters": float(sum(sizes.values())), "multiply_adds_per_row": float(products)}
 
 
 # ---------------------------------------------------------------- verdicts

@@ -53,6 +53,8 @@ def check_model(model: Any, X: Any, random_state: int = 0) -> list[str]:
     """
     x = np.asarray(X, np.float64)
     params = generic_params(model, x, random_state)
+    if not speaks(model, ("complete",)):
+        x = model.complete(params, x)
     checked = []
     for law, needed in LAWS.items():
         if speaks(model, needed):
@@ -172,7 +174,7 @@ def input_gradient_is_central_difference(
     _close(model.forward(params, x).input_grad(), plain, _EXACT, "forward().input_grad()")
     if not speaks(model, ("input_grad_function",)):
         _close(model.input_grad_function(params)(x), plain, _EXACT, "input_grad_function()")
-    if speaks(model, ("base_measure",)):
+    if not speaks(model, ("base_measure",)):
         base = model.base_measure(params)
         for beta, at in ((0.4, None), (0.4, base), (np.linspace(0, 1, len(x)), base)):
             wanted = _slopes(lambda y, *path: model.forward(params, y, *path).energy(), x, beta, at)

@@ -10,10 +10,15 @@ import numpy as np
 from sklearn.base import clone
 
 from energyscape.backend import Purpose, draw_seed, on_device, stream, to_device
-from energyscape.errors import DivergenceError, SamplerWarning
+from energyscape.errors import (
+    CapabilityError,
+    DivergenceError,
+    SamplerWarning,
+    UnnormalizedScoreWarning,
+)
 from energyscape.models.inputs import as_rows
 from energyscape.optim import Constant
-from energyscape.verbs import need
+from energyscape.verbs import speaks
 
 _log = logging.getLogger("energyscape")
 _ROWS, _UPDATES, _HALVINGS = 2000, 300, 24
@@ -53,6 +58,11 @@ def find_learning_rate(
     rows = as_rows(trial, X, reset=True)
     x = rows.sample(_ROWS, stream(seed, Purpose.DIAGNOSE))
     trainer = clone(model.trainer) if model.trainer is not None else model.default_trainer()
+    if "optimizer" not in trainer.get_params(deep=False):
+        raise CapabilityError(
+            f"{type(trainer).__name__} takes no learning rate: there is none to be found for "
+            f"{type(model).__name__}"
+        )
     optimizer = clone(trainer.resolved_optimizer()).set_params(schedule=Constant())
     trainer.set_params(
         learning_rate=None, optimizer=optimizer, validation_fraction=0.0, callbacks=()
@@ -72,9 +82,10 @@ def find_learning_rate(
 
 
 def _holds(trial: Any, x: Any) -> bool:
-    """Whether a short run ends finite and above independent units, by a score to be trusted."""
+    """Whether a short run ends finite and above where it must begin, by a score to be trusted."""
     with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
         warnings.simplefilter("error", SamplerWarning)
+        warnings.simplefilter("ignore", UnnormalizedScoreWarning)
         try:
             return bool(trial.fit(x).score(x) > independent_score(trial, x))
         except (DivergenceError, SamplerWarning):
@@ -82,9 +93,16 @@ def _holds(trial: Any, x: Any) -> bool:
 
 
 def independent_score(model: Any, x: Any) -> float:
-    """Mean log-likelihood of rows under the model's base measure: features that know no other."""
-    need(model, ("base_measure", "base_log_partition"), "find_learning_rate")
+    """Mean log-likelihood of rows under the model's base measure: features that know no other.
+
+    Where there is no base measure, the mean score of the model before it was trained.
+    """
     params = model._params
+    if speaks(model, ("base_measure", "base_log_partition")):
+        with on_device(model._device):
+            x = to_device(x, model._device)
+            start = model.init_params(x, stream(model.seed_, Purpose.INIT, 2, model._device))
+            return -float(model.free_energy(start, x).mean())
     base = model.base_measure(params)
     with on_device(model._device):
         energy = model.target(params, base, 0.0).energy(to_device(x, model._device))

@@ -1,6 +1,32 @@
 """Models: one file per family, each a scikit-learn estimator outside and verbs inside."""
 
+from energyscape.models.autoencoder import AutoEncoder
+from energyscape.models.classifier import FineTunedClassifier
+from energyscape.models.deep import DeepAutoEncoder
+from energyscape.models.deep_boltzmann import DeepBoltzmannMachine
+from energyscape.models.factor_analysis import FactorAnalysis
 from energyscape.models.gaussian_rbm import GaussianRBM
+from energyscape.models.ica import ICA
+from energyscape.models.kmeans import KMeans
+from energyscape.models.mixture import GaussianMixture
+from energyscape.models.overcomplete_ica import OvercompleteICA
+from energyscape.models.pca import PCA
 from energyscape.models.rbm import RBM
+from energyscape.models.stacks import DeepBeliefNet, StackedAutoEncoder
 
-__all__ = ["RBM", "GaussianRBM"]
+__all__ = [
+    "ICA",
+    "PCA",
+    "RBM",
+    "AutoEncoder",
+    "DeepAutoEncoder",
+    "DeepBeliefNet",
+    "DeepBoltzmannMachine",
+    "FactorAnalysis",
+    "FineTunedClassifier",
+    "GaussianMixture",
+    "GaussianRBM",
+    "KMeans",
+    "OvercompleteICA",
+    "StackedAutoEncoder",
+]

@@ -30,18 +30,20 @@ from energyscape.backend import (
 )
 from energyscape.models.inputs import as_rows, warn_range
 from energyscape.models.likelihood import LikelihoodMixin
+from energyscape.models.parameters import ParametersMixin
 from energyscape.models.persistence import PersistenceMixin
 from energyscape.models.sampling import SamplingMixin
 from energyscape.samplers import Target
 from energyscape.sources import Rows, rows_per_block
 from energyscape.training import Plan, TrainState
-from energyscape.verbs import Params, Pass, check_count, require
+from energyscape.verbs import Params, Pass, check_count, need, require
 
 _log = logging.getLogger("energyscape")
 START_ROWS = 10_000
 
 
 class EnergyModel(
+    ParametersMixin,
     LikelihoodMixin,
     SamplingMixin,
     PersistenceMixin,
@@ -57,6 +59,8 @@ class EnergyModel(
     """
 
     domain: ClassVar[str]
+    # Where codes lie ("real", "unit" for [0, 1], "nonneg"), as the next layer of a stack asks.
+    codes: ClassVar[str] = "real"
 
     n_components: int
     trainer: Any
@@ -74,32 +78,17 @@ class EnergyModel(
             raise TypeError(f"{type(self).__name__} has no tempered pass")
         return Pass(self, params, x)
 
-    def precondition(self, params: Params, grads: Params) -> None:
-        """Gradients to step directions in `coordinates`, in place; nothing to do by default."""
+    @property
+    def proper(self) -> bool:
+        """Whether exp(-F) can be normalised, so that chains have a distribution to go to."""
+        return True
 
-    def coordinates(self, params: Params) -> Params:
-        """What an optimiser moves and averages; arrays that are the same there are shared.
+    def passes(self, params: Params) -> int:
+        """Passes over the rows that `ClosedForm` takes."""
+        return 1
 
-        By default the parameters themselves. Steps, decay, fast weights and averages are all taken
-        there, so that none of them depends on where the origin of the data lies.
-        """
-        return dict(params)
-
-    def set_coordinates(self, params: Params, coordinates: Params) -> None:
-        """``params`` from coordinates that were moved, in place and within the constraints."""
-        for key, value in coordinates.items():
-            if value is not params[key]:
-                params[key][...] = value
-        for key, value in self.feasible(params).items():
-            if value is not params[key]:
-                params[key][...] = value
-
-    def project(self, params: Params, sums: Params, rng: Any) -> None:
-        """Buffers after an update, in place; none by default."""
-
-    def feasible(self, params: Params) -> Params:
-        """``params`` within the constraints; as they are by default."""
-        return params
+    def check_rows(self, n: int, event_shape: tuple[int, ...]) -> None:
+        """Raise ValueError if ``n`` training rows of that shape are not enough for the settings."""
 
     def enumerable_units(self, params: Params) -> int:
         """Units that `log_partition` sums over (2^units states); by default log Z is a formula."""
@@ -145,9 +134,20 @@ class EnergyModel(
         self.seed_ = draw_seed(self.random_state)
         self._device = resolve_device(self.device, rows.X)
         rows, held_out = self._split(trainer, rows)
-        self._begin(trainer, rows)
-        self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs)
+        self.check_rows(len(rows), rows.event_shape)
+        best: Any = None
+        for start in range(trainer.n_init):
+            self._begin(trainer, rows, start)
+            self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs)
+            if best is None or self._state.history["bound"][-1] > best.history["bound"][-1]:
+                best = self._state
+        self._state = best
+        self._forget()
+        self.complain()
         return self
+
+    def complain(self) -> None:
+        """Warn of what a fit came to that its user should know; nothing by default."""
 
     def partial_fit(self, X: Any, y: Any = None) -> Any:
         """One more epoch over ``X`` in batches, at a constant learning rate.
@@ -167,6 +167,7 @@ class EnergyModel(
             warn_range(self, rows.X)
             self.seed_ = draw_seed(self.random_state)
             self._device = resolve_device(self.device, rows.X)
+            self.check_rows(len(rows), rows.event_shape)
             self._begin(trainer, rows)
         else:
             self._continue(trainer, rows)
@@ -231,11 +232,11 @@ class EnergyModel(
         trainer.settle(len(rows))
         return rows, held_out
 
-    def _begin(self, trainer: Any, rows: Rows) -> None:
+    def _begin(self, trainer: Any, rows: Rows, start: int = 0) -> None:
         plan = Plan(self.seed_, self._device, 0, None)
         with on_device(self._device):
             x = training.first_rows(trainer, rows, START_ROWS, plan, Purpose.INIT)
-            params = self.init_params(x, stream(self.seed_, Purpose.INIT, 2, self._device))
+            params = self.init_params(x, stream(self.seed_, Purpose.INIT, 2 + start, self._device))
             rng = stream(self.seed_, Purpose.START, 0, self._device)
             carry = trainer.start(self, params, x, rng)
         self._home = device_of(rows.X)  # where fitted attributes and samples are handed out
@@ -319,6 +320,18 @@ class EnergyModel(
                 f"(n, {self._n_features_out})"
             )
         return self._in_blocks(Rows(H), self.decode)
+
+    def fitted_layers(self) -> list[Any]:
+        """The fitted encoder as a list of `Affine`, bottom first: what stacks and classifiers take.
+
+        Raises
+        ------
+        CapabilityError
+            If the encoder is no chain of affine layers and activations.
+        """
+        check_is_fitted(self)
+        need(self, ("affine_layers",), "an encoder of layers")
+        return list(self.affine_layers(self._params))
 
     def _map(self, X: Any, function: Callable[[Params, Array], Array]) -> Any:
         check_is_fitted(self)

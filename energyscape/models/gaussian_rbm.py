@@ -15,6 +15,7 @@ import numpy as np
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.kernels import sigmoid
+from energyscape.layers import Affine, Identity, Sigmoid
 from energyscape.models.bipartite import BipartiteModel, bipartite_shapes
 from energyscape.models.thermometer import thermometer_code
 from energyscape.registry import register
@@ -287,6 +288,12 @@ n_features_in_, seed_, trainer_
         noise += mean
         return noise
 
+    def affine_layers(self, params: Params) -> list[Affine]:
+        """One layer: p(h = 1|x), and the mean of x given h."""
+        W = params["W"]
+        up = W * self._precision(params)[:, None]
+        return [Affine(up, params["c"], Sigmoid(), W.T, params["b"], Identity())]
+
     def decode(self, params: Params, h: Array) -> Array:
         """Mean of x given hidden activities, b + Wh, shape (n, n_features)."""
         mean = h @ params["W"].T
@@ -309,6 +316,22 @@ n_features_in_, seed_, trainer_
         mean = h @ params["W"].T
         energy = (mean * (0.5 * mean + params["b"])) @ precision
         return energy + 0.5 * (_LOG_2PI + params["log_var"]).sum()
+
+    def state_grad(self, params: Params, h: Array, weights: Array) -> Params:
+        precision = self._precision(params)
+        mean = h @ params["W"].T
+        at_mean = (mean + params["b"]) * precision
+        weighted = h * weights[:, None]
+        scaled = mean * precision
+        grads = {
+            "W": at_mean.T @ weighted,
+            "b": weights @ scaled,
+            "c": weighted.sum(axis=0),
+        }
+        if not self._fixed:
+            bent = 0.5 - scaled * (0.5 * mean + params["b"])
+            grads["log_var"] = weights @ bent
+        return grads
 
     # ------------------------------------------------------------ fitted
 

@@ -6,6 +6,7 @@ learning rate, because they do not see what Z does.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from sklearn.utils.validation import check_is_fitted
 
 from energyscape.backend import Array, Purpose, draw_seed, on_device, stream, to_device, to_host
+from energyscape.errors import UnnormalizedScoreWarning
 from energyscape.models.inputs import as_rows
 from energyscape.samplers import AIS, PartitionEstimate
 from energyscape.samplers.ais import exact_partition
@@ -52,12 +54,12 @@ class LikelihoodMixin:
     """``score_samples`` and its kin, for models that offer a base measure and enumeration."""
 
     def score_samples(self: Any, X: Any) -> Any:
-        """Log-likelihood of each row, -F(x) - log Z.
+        """Log-likelihood of each row, -F(x) - log Z; -F(x), with a warning, where there is no Z.
 
-        log Z is exact up to 20 units on the smaller side (2^20 states), else estimated once after
-        a fit by a short AIS whose seed is the model's: see ``log_partition_``,
-        ``log_partition_interval_`` and ``log_partition_ess_`` for how far to trust it, and
-        `log_likelihood_bounds` for both sides.
+        log Z is a formula, or exact up to 20 units on the smaller side (2^20 states), else
+        estimated once after a fit by a short AIS whose seed is the model's: see
+        ``log_partition_``, ``log_partition_interval_`` and ``log_partition_ess_`` for how far to
+        trust it, and `log_likelihood_bounds` for both sides.
 
         Parameters
         ----------
@@ -66,8 +68,22 @@ class LikelihoodMixin:
         Returns
         -------
         array, shape (n,), float64, in nats
+
+        Warns
+        -----
+        UnnormalizedScoreWarning
+            If the energy is that of no density (codes, reconstruction errors), so that scores
+            rank rows under one model and must not choose between models.
         """
         energy = self.energy(X)
+        if speaks(self, ("log_partition|base_log_partition",)):
+            warnings.warn(
+                f"{type(self).__name__} has no normalised density: its scores are -F(x), which "
+                "compare rows under one model, not models",
+                UnnormalizedScoreWarning,
+                stacklevel=2,
+            )
+            return -energy
         return -energy - self.log_partition_
 
     def score(self: Any, X: Any, y: Any = None) -> float:

@@ -68,9 +68,6 @@ class PersistenceMixin:
     def set_file_state(self: Any, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Take up what `file_state` gave."""
 
-        def part(prefix: str) -> dict[str, Any]:
-            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
         self.trainer_ = from_tree(meta["trainer"])
         self.seed_, self.n_features_in_ = int(meta["seed"]), int(meta["n_features_in"])
         if meta.get("image_shape") is not None:
@@ -79,8 +76,8 @@ class PersistenceMixin:
             self.feature_names_in_ = np.asarray(meta["feature_names_in"], dtype=object)
         self._environment, self._device, self._home = meta["environment"], "cpu", "cpu"
         self._state = TrainState(
-            part("params/"),
-            part("carry/"),
+            io.under(arrays, "params/"),
+            io.under(arrays, "carry/"),
             int(meta["epoch"]),
             int(meta["step"]),
             from_tree(meta["history"]),

@@ -14,6 +14,7 @@ import numpy as np
 
 from energyscape.backend import Array, namespace
 from energyscape.kernels import sigmoid, softplus_sum
+from energyscape.layers import Affine, Sigmoid
 from energyscape.models.bipartite import BipartiteModel, binary_states, bipartite_shapes
 from energyscape.registry import register
 from energyscape.sources import rows_per_block
@@ -146,6 +147,11 @@ class RBM(BipartiteModel):
             field += as_column(1.0 - beta, field) * base["b"]
         return rng.bernoulli_logit(field, out=field)
 
+    def affine_layers(self, params: Params) -> list[Affine]:
+        """One layer: p(h = 1|x), and the mean of x given h."""
+        W, f = params["W"], Sigmoid()
+        return [Affine(W, params["c"], f, W.T, params["b"], f)]
+
     def decode(self, params: Params, h: Array) -> Array:
         """Mean of x given hidden activities, shape (n, n_features)."""
         field = self._visible_field(params, h)
@@ -178,6 +184,13 @@ class RBM(BipartiteModel):
         if _sums_over_visible(params):
             return -self.free_energy(params, states)
         return super()._log_weight(params, states)
+
+    def state_grad(self, params: Params, h: Array, weights: Array) -> Params:
+        if _sums_over_visible(params):
+            grads = self.free_energy_grad(params, h, -weights)
+            return {k: grads[k] for k in "Wbc"}
+        mean, weighted = self.decode(params, h), h * weights[:, None]
+        return {"W": mean.T @ weighted, "b": weights @ mean, "c": weighted.sum(axis=0)}
 
     def sample_exact(self, params: Params, n: int, rng: Any) -> Array:
         if not _sums_over_visible(params):

@@ -42,6 +42,9 @@ class SamplingMixin:
     ) -> Any:
         """Draw points of low energy.
 
+        Where the model has exact draws as a formula (mixtures, PCA, ICA) these are what comes,
+        unless ``sampler``, ``start``, ``clamp`` or ``beta`` ask for chains.
+
         Parameters
         ----------
         n_samples : int, default 1
@@ -71,6 +74,10 @@ class SamplingMixin:
             raise ValueError(f"beta must be > 0, got {beta}")
         self._settle()
         seed = self.seed_ if random_state is None else draw_seed(random_state)
+        if sampler is None and start is None and clamp is None and beta == 1 and self._draws:
+            with on_device(self._device):
+                rng = stream(seed, Purpose.SAMPLE, 0, self._device)
+                return to_device(self.sample_exact(self._params, n_samples, rng), self._home)
         sampler = self.default_sampler() if sampler is None else sampler
         if not isinstance(sampler, Sampler):
             raise ValueError(f"sampler must be a sampler, got {sampler!r}")
@@ -94,7 +101,17 @@ class SamplingMixin:
                 run = sampler.run(target, chains, n_steps, rng, verbose=bool(self.verbose))
                 parts.append(run.x)
             x = parts[0] if len(parts) == 1 else namespace(x).concatenate(parts)
-        return to_device(x, self._home)
+        return to_device(self._visible_part(x), self._home)
+
+    def _visible_part(self: Any, x: Array) -> Array:
+        """What of the chains' states is handed out: all of it, for most models."""
+        return x
+
+    @property
+    def _draws(self: Any) -> bool:
+        """Whether exact draws are a formula."""
+        exact = not speaks(self, ("sample_exact",))
+        return exact and self.enumerable_units(self._params) == 0
 
     def _start(self: Any, n: int, start: Any, rng: Any) -> Array:
         if start is not None:
@@ -104,6 +121,10 @@ class SamplingMixin:
         h = carry.get("chain/h")
         if "chain/x" in carry:
             return carry["chain/x"][namespace(carry["chain/x"]).arange(n) % len(carry["chain/x"])]
+        if h is None and self._draws:
+            return self.sample_exact(self._params, n, rng)
+        if h is None and not speaks(self, ("start_points",)):
+            return self.start_points(self._params, n, rng)
         if h is None:
             need(self, ("base_measure",), "sample without start= or persistent chains")
             base = self.base_measure(self._params)

@@ -9,6 +9,7 @@ from energyscape.samplers.adaptation import (
 )
 from energyscape.samplers.ais import AIS, PartitionEstimate
 from energyscape.samplers.bases import Gaussian, StudentT
+from energyscape.samplers.denoising import DenoisingChain
 from energyscape.samplers.diagnostics import (
     autocorrelation,
     ess_bulk,
@@ -33,6 +34,7 @@ __all__ = [
     "Bridge",
     "ChEES",
     "Clamped",
+    "DenoisingChain",
     "DualAveraging",
     "Gaussian",
     "Gibbs",

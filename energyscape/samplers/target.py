@@ -63,6 +63,7 @@ class Density:
     has_sweep = False
     has_gradient = True
     has_base = False
+    has_regeneration = False
     name = "the target"
 
     @property
@@ -171,6 +172,11 @@ class Target(Density):
         return not speaks(self.model, ("input_grad",))
 
     @property
+    def has_regeneration(self) -> bool:  # type: ignore[override]
+        """Whether the model draws reconstructions."""
+        return not speaks(self.model, ("regenerate",))
+
+    @property
     def has_base(self) -> bool:  # type: ignore[override]
         """Whether β = 0 is a distribution that can be drawn from and has a known Z."""
         return self.base is not None
@@ -195,6 +201,10 @@ class Target(Density):
         """The same from a pass at x and this β, without its product once more."""
         h = passed.sample_hidden(rng)
         return self.model.sample_visible(self.params, h, rng, self.beta, self.base)
+
+    def regenerate(self, x: Array, rng: Any) -> Array:
+        """A draw of the model's reconstruction of ``x``."""
+        return self.model.regenerate(self.params, x, rng)
 
     def sample_base(self, n: int, rng: Any) -> Array:
         """``n`` exact draws of the base measure: at β = 0 a sweep forgets where it came from."""

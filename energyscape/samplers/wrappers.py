@@ -82,6 +82,11 @@ class Clamped(_Wrapper):
         self.mask, self.values = mask, namespace(mask).asarray(values)
         self._check_shapes()
         self.has_sweep = self.target.has_sweep
+        self.has_regeneration = self.target.has_regeneration
+
+    def regenerate(self, x: Array, rng: Any) -> Array:
+        """The target's reconstruction, with the held coordinates put back."""
+        return self.hold(self.target.regenerate(x, rng))
 
     @property
     def free(self) -> Array:

@@ -33,10 +33,16 @@ class Batch:
     x : array, shape (rows, *event_shape)
     n : int
         Rows of the whole batch over all workers; weights of the data are 1/n.
+    y : array, shape (rows,), or None
+        Labels, where the rows came with them.
+    progress : float or None
+        Finished fraction of the run; None where a run has no end.
     """
 
     x: Array
     n: int
+    y: Array = None
+    progress: float | None = None
 
 
 class Trainer(BaseEstimator):
@@ -50,6 +56,12 @@ class Trainer(BaseEstimator):
     requires: ClassVar[tuple[str, ...]] = ("init_params", "param_specs", "forward")
     domains: ClassVar[tuple[str, ...]] = ()
     default_rate: ClassVar[float] = 0.1
+    # Whether the energy must belong to a density: chains run away on one that does not.
+    needs_proper: ClassVar[bool] = False
+    # Starts from different random numbers, the best of which by the history's ``bound`` stays.
+    n_init = 1
+    # Rows that the history's values are taken at.
+    monitor_rows = 1000
 
     n_epochs: int | None
     batch_size: int
@@ -60,18 +72,35 @@ class Trainer(BaseEstimator):
     validation_fraction: float
     callbacks: Sequence[Callable[..., Any]]
 
+    @property
+    def every(self) -> str:
+        """When `apply` runs: after each "batch", or once an "epoch" on the sums over all rows."""
+        return "batch"
+
     def validate(self, model: Any) -> None:
         """Raise ValueError for settings that cannot be; the model's specs are known by then."""
         name = type(self).__name__
         for key in ("n_epochs", "batch_size"):
             value = getattr(self, key)
-            if value is None and key == "n_epochs":
+            if value is None and (key == "n_epochs" or self.every == "epoch"):
                 continue
             check_count(f"{name}.{key}", value)
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 f"{name}.validation_fraction must be in [0, 1), got {self.validation_fraction!r}"
             )
+        self.validate_steps(model)
+        if not isinstance(self.callbacks, Sequence) or not all(map(callable, self.callbacks)):
+            raise ValueError(
+                f"{name}.callbacks must be a list or tuple of callables, got {self.callbacks!r}"
+            )
+        for callback in self.callbacks:
+            if hasattr(callback, "validate"):
+                callback.validate()
+
+    def validate_steps(self, model: Any) -> None:
+        """The same for what says how an update is made."""
+        name = type(self).__name__
         if self.averaging is not None and not 0 < self.averaging <= 1:
             raise ValueError(f"{name}.averaging must be None or in (0, 1], got {self.averaging!r}")
         if self.optimizer is not None and self.learning_rate is not None:
@@ -82,13 +111,6 @@ class Trainer(BaseEstimator):
         if self.optimizer is not None and not isinstance(self.optimizer, Optimizer):
             raise ValueError(f"{name}.optimizer must be an optimizer, got {self.optimizer!r}")
         self.resolved_optimizer().validate(model.param_specs())
-        if not isinstance(self.callbacks, Sequence) or not all(map(callable, self.callbacks)):
-            raise ValueError(
-                f"{name}.callbacks must be a list or tuple of callables, got {self.callbacks!r}"
-            )
-        for callback in self.callbacks:
-            if hasattr(callback, "validate"):
-                callback.validate()
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters by name, nested ones as ``optimizer__momentum``."""
@@ -109,13 +131,21 @@ class Trainer(BaseEstimator):
 
     def updates_per_epoch(self, n_rows: int) -> int:
         """Batches of an epoch; the last may be short."""
-        return -(-n_rows // self.batch_size)
+        return 1 if self.every == "epoch" else -(-n_rows // self.batch_size)
 
     def resolved_optimizer(self) -> Optimizer:
         """``optimizer``, or the SGD that ``learning_rate`` stands for."""
         if self.optimizer is not None:
             return self.optimizer
         return SGD(self.default_rate if self.learning_rate is None else self.learning_rate)
+
+    def rate(self, at: Moment) -> float | None:
+        """The learning rate at a moment; None where there is no such thing."""
+        return self.resolved_optimizer().rate(at)
+
+    def converged(self, history: dict[str, list[float]]) -> bool:
+        """Whether a run has nothing left to do, as its history tells."""
+        return False
 
     def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
         """What the strategy keeps between updates, as named arrays.
@@ -171,6 +201,11 @@ class Trainer(BaseEstimator):
     def settings(self, model: Any) -> tuple[str, ...]:
         """Keys of the carry that are configuration: a run that goes on takes them from ``self``."""
         return ()
+
+    def measure(self, model: Any, params: Params, x: Array, y: Array) -> dict[str, Any]:
+        """Scalars at rows (with labels, if any), for the history: once at rows of the training,
+        once at those set apart."""
+        return {"energy": model.free_energy(params, x).mean()}
 
     def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
         """Scalars about the strategy's state for the history, once an epoch."""

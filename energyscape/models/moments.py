@@ -1,0 +1,64 @@
+"""First and second moments of rows as additive sums, exact enough for float32 rows far from 0."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from energyscape.backend import Array, is_gpu_array, namespace
+from energyscape.verbs import Params
+
+# Elements of a block: few enough to stay in the cache, many enough for a good product.
+_BLOCK, _ON_GPU = 1 << 17, 1 << 26
+
+
+def moment_sums(x: Array, offset: Array) -> Params:
+    """``rows`` n, ``x`` Σz and ``xx`` Σzz' of z = x - offset, float64.
+
+    With ``offset`` near the rows nothing cancels: blocks are summed in the dtype of the rows and
+    put together in float64. It is the caller's to keep it the same over all that is added up.
+    """
+    xp, (n, d) = namespace(x), x.shape
+    first, second = xp.zeros(d, np.float64), xp.zeros((d, d), np.float64)
+    size = max(2 * d, 256, (_ON_GPU if is_gpu_array(x) else _BLOCK) // d)
+    block, ones = xp.empty((min(size, n), d), x.dtype), xp.ones(min(size, n), x.dtype)
+    for lo in range(0, n, size):
+        rows = x[lo : lo + size]
+        away = xp.subtract(rows, offset, out=block[: len(rows)])
+        first += ones[: len(rows)] @ away
+        second += away.T @ away  # which NumPy makes at half the cost of another product
+    return {"rows": xp.asarray(float(n)), "x": first, "xx": second}
+
+
+def mean_and_spread(x: Array) -> tuple[Array, Array]:
+    """Mean and variance of each feature, float64; a variance that is but rounding is replaced by
+    the features' mean variance, or 1."""
+    xp, mean = namespace(x), x.mean(axis=0, dtype=np.float64)
+    variance = ((x - mean) ** 2).mean(axis=0)
+    rounding = (10 * float(np.finfo(x.dtype).eps) * mean) ** 2
+    variance = xp.where(variance > rounding, variance, 0.0)
+    average = variance.mean()
+    return mean, xp.where(variance > 0, variance, xp.where(average > 0, average, 1.0))
+
+
+def mean_and_scatter(stats: Params) -> tuple[Array, Array]:
+    """The mean less the offset, and Σ(x - mean)(x - mean)', of what `moment_sums` gave."""
+    mean = stats["x"] / stats["rows"]
+    return mean, stats["xx"] - stats["rows"] * namespace(mean).outer(mean, mean)
+
+
+def leading_axes(matrix: Array, count: int) -> tuple[Array, Array]:
+    """The ``count`` largest eigenvalues of a symmetric matrix, falling, with their vectors.
+
+    Each vector's largest entry is positive, so that results do not depend on a solver's signs.
+    """
+    xp = namespace(matrix)
+    values, vectors = xp.linalg.eigh(matrix)
+    values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
+    return xp.maximum(values, 0), signed(vectors)
+
+
+def signed(vectors: Array) -> Array:
+    """Columns with their largest entry made positive."""
+    xp = namespace(vectors)
+    largest = abs(vectors).argmax(axis=0)
+    return vectors * xp.sign(vectors[largest, xp.arange(vectors.shape[1])])
