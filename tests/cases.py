@@ -13,19 +13,50 @@ from typing import Any
 
 import numpy as np
 
-from energyscape.models import RBM, GaussianRBM
+from energyscape.models import (
+    ICA,
+    PCA,
+    RBM,
+    AutoEncoder,
+    DeepAutoEncoder,
+    DeepBoltzmannMachine,
+    FactorAnalysis,
+    GaussianMixture,
+    GaussianRBM,
+    KMeans,
+    OvercompleteICA,
+)
 from energyscape.samplers import HMC, Langevin, Metropolis, ParallelTempering
-from energyscape.trainers import CD, FPCD, PCD
+from energyscape.trainers import (
+    CD,
+    EM,
+    FPCD,
+    PCD,
+    ClosedForm,
+    Contraction,
+    Denoising,
+    MaximumLikelihood,
+    Reconstruction,
+    Saturation,
+    Sparsity,
+)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model on its toy."""
+    """A model on its toy; ``unfit`` are trainers whose defaults its settings do not go with."""
 
     name: str
     make: Callable[..., Any]
     data: np.ndarray
     trainers: tuple[type, ...]
+    unfit: tuple[type, ...] = ()
+
+
+def short(trainer: type, **settings: Any) -> Any:
+    """A trainer with those of the settings that it knows."""
+    known = trainer().get_params(deep=False)
+    return trainer(**{key: value for key, value in settings.items() if key in known})
 
 
 def _bits(n: int, d: int) -> np.ndarray:
@@ -44,15 +75,94 @@ def _reals(n: int, d: int) -> np.ndarray:
 
 
 _CHAINS = (CD, PCD, FPCD)
-CASES = [
-    Case("RBM", lambda **k: RBM(5, **k), _bits(60, 7), _CHAINS),
-    Case("RBM plain", lambda **k: RBM(5, centered=False, **k), _bits(60, 7), _CHAINS),
-    Case("GaussianRBM", lambda **k: GaussianRBM(9, **k), _reals(60, 6), _CHAINS),
-    Case("GaussianRBM unit", lambda **k: GaussianRBM(5, variance=1.0, **k), _reals(60, 6), _CHAINS),
+_EXACT = (*_CHAINS, MaximumLikelihood)
+_CODES = (Reconstruction, Denoising, Sparsity, Contraction, Saturation)
+
+# Restricted Boltzmann machines: what is said of hidden units and Gibbs chains holds for these.
+MACHINES = [
+    Case("RBM", lambda **k: RBM(5, **k), _bits(60, 7), _EXACT),
+    Case("RBM plain", lambda **k: RBM(5, centered=False, **k), _bits(60, 7), _EXACT),
+    Case("GaussianRBM", lambda **k: GaussianRBM(9, **k), _reals(60, 6), _EXACT),
+    Case("GaussianRBM unit", lambda **k: GaussianRBM(5, variance=1.0, **k), _reals(60, 6), _EXACT),
     Case(
-        "GaussianRBM plain", lambda **k: GaussianRBM(5, centered=False, **k), _reals(60, 6), _CHAINS
+        "GaussianRBM plain", lambda **k: GaussianRBM(5, centered=False, **k), _reals(60, 6), _EXACT
     ),
 ]
+
+
+def _mixture(kind: str) -> Case:
+    def make(**k: Any) -> GaussianMixture:
+        return GaussianMixture(3, covariance_type=kind, reg_covar=0.1, **k)
+
+    return Case(f"GaussianMixture {kind}", make, _reals(60, 6), (EM, *_EXACT))
+
+
+OTHERS = [
+    Case(
+        "DeepBoltzmannMachine", lambda **k: DeepBoltzmannMachine((4, 3), **k), _bits(60, 7), _EXACT
+    ),
+    Case("PCA", lambda **k: PCA(2, **k), _reals(60, 6), (ClosedForm,)),
+    Case(
+        "PCA randomized",
+        lambda **k: PCA(2, algorithm="randomized", **k),
+        _reals(60, 6),
+        (ClosedForm,),
+    ),
+    Case("PCA white", lambda **k: PCA(whiten=True, **k), _reals(60, 6), (ClosedForm,)),
+    Case(
+        "FactorAnalysis",
+        lambda **k: FactorAnalysis(2, **k),
+        _reals(60, 6),
+        (ClosedForm, EM, *_EXACT),
+    ),
+    Case("KMeans", lambda **k: KMeans(4, **k), _reals(60, 6), (*_CHAINS, EM)),
+    Case(
+        "KMeans spherical",
+        lambda **k: KMeans(4, spherical=True, features="triangle", **k),
+        _reals(60, 6),
+        (EM,),
+    ),
+    Case("ICA", lambda **k: ICA(**k), _reals(60, 6), _EXACT),
+    Case("ICA fewer", lambda **k: ICA(4, **k), _reals(60, 6), _EXACT),
+    Case("ICA subspaces", lambda **k: ICA(pools=2, **k), _reals(60, 6), _EXACT),
+    Case("OvercompleteICA", lambda **k: OvercompleteICA(9, **k), _reals(60, 6), _CHAINS),
+    *map(_mixture, ("full", "diag", "spherical")),
+    Case(
+        "AutoEncoder",
+        lambda **k: AutoEncoder(4, **k),
+        _reals(60, 6),
+        (*_CHAINS, *_CODES[:-1]),
+        (Saturation,),
+    ),
+    Case(
+        "AutoEncoder bits",
+        lambda **k: AutoEncoder(4, loss="cross_entropy", activation="saturated_linear", **k),
+        _bits(60, 7),
+        _CODES,
+    ),
+    Case(
+        "AutoEncoder untied",
+        lambda **k: AutoEncoder(4, activation="relu", tied=False, **k),
+        _reals(60, 6),
+        _CODES[:2],
+        _CODES[2:],
+    ),
+    Case(
+        "AutoEncoder potential",
+        lambda **k: AutoEncoder(4, energy_kind="potential", **k),
+        _reals(60, 6),
+        (*_CHAINS, *_CODES[:-1]),
+        (Saturation,),
+    ),
+    Case(
+        "DeepAutoEncoder",
+        lambda **k: DeepAutoEncoder((5, 3), activation="tanh", **k),
+        _reals(60, 6),
+        (*_CHAINS, Reconstruction, Denoising, Contraction),
+        (Sparsity, Saturation),
+    ),
+]
+CASES = MACHINES + OTHERS
 
 # Trainers whose chains other samplers than the model's own move, by kind of visible units.
 _EITHER = [PCD(2), CD(2), FPCD(2), PCD(sampler=ParallelTempering(n_temperatures=3))]
@@ -66,7 +176,7 @@ MOVERS = {
         PCD(sampler=ParallelTempering(HMC(2, step_size=0.1), n_temperatures=3)),
     ],
 }
-MOVED = [(case, trainer) for case in CASES for trainer in MOVERS[case.make().domain]]
+MOVED = [(case, trainer) for case in MACHINES for trainer in MOVERS[case.make().domain]]
 
 
 def moved_id(value: Any) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import standin
 import twins
-from cases import CASES, MOVED, Case, moved_id
+from cases import CASES, MACHINES, MOVED, Case, moved_id, short
 from sklearn.base import clone
 from streams import ReplayStream
 
@@ -91,18 +91,23 @@ def test_a_gpu_that_is_not_there(fake_cupy: Any) -> None:
 # ---------------------------------------------------------------- the container rule
 
 
+@pytest.mark.filterwarnings("ignore::energyscape.errors.UnnormalizedScoreWarning")
+@pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_containers_in_are_containers_out(case: Case, dtype: Any, cupy: ModuleType) -> None:
     X = case.data.astype(dtype)
     device_X = cupy.asarray(X)
-    make = clone(case.make(trainer=PCD(n_epochs=2), random_state=0))
+    trainer = short(PCD if case in MACHINES else case.trainers[0], n_epochs=2)
+    make = clone(case.make(trainer=trainer, random_state=0))
     on_gpu = clone(make).fit(device_X)
     asked = clone(make).set_params(device="cuda").fit(X)
     for model, container in ((on_gpu, cupy.ndarray), (asked, np.ndarray)):
         assert all(type(v) is container for v in model.params_.values())
         assert type(model.components_) is container
-        assert type(model.sample(2, n_steps=2)) is container
+        if model.proper or hasattr(model, "sample_exact"):
+            assert type(model.sample(2, n_steps=2)) is container
         for name in ("transform", "energy", "score_samples", "reconstruct"):
             assert type(getattr(model, name)(X)) is np.ndarray, name
             assert type(getattr(model, name)(device_X)) is cupy.ndarray, name

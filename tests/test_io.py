@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from cases import CASES, Case
+from cases import CASES, Case, short
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -38,11 +38,18 @@ def model() -> RBM:
     return RBM(4, trainer=PCD(n_epochs=2), random_state=0).fit(BITS)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::energyscape.errors.UnnormalizedScoreWarning")
+@pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_a_model_comes_back_whole(case: Case, tmp_path: Path) -> None:
-    trainer = FPCD(
+    kind = FPCD if FPCD in case.trainers else case.trainers[0]
+    name = next(k for k, spec in case.make().param_specs().items() if spec.trainable)
+    trainer = short(
+        kind,
         n_epochs=2,
-        optimizer=SGD(0.01, momentum=0.5, schedule=LinearDecay(end=0.1), rates={"b": 0.5}),
+        tol=0.9,
+        optimizer=SGD(0.001, momentum=0.5, schedule=LinearDecay(end=0.1), rates={name: 0.5}),
         callbacks=(Checkpoint(tmp_path / "c.h5"),),
     )
     model = case.make(trainer=trainer, random_state=7).fit(case.data)
@@ -59,7 +66,8 @@ def test_a_model_comes_back_whole(case: Case, tmp_path: Path) -> None:
             assert mine[key].dtype == theirs[key].dtype
     assert again.history_ == model.history_
     np.testing.assert_array_equal(model.transform(case.data), again.transform(case.data))
-    np.testing.assert_array_equal(model.sample(3, n_steps=5), again.sample(3, n_steps=5))
+    if model.proper or hasattr(model, "sample_exact"):
+        np.testing.assert_array_equal(model.sample(3, n_steps=5), again.sample(3, n_steps=5))
     assert model.score(case.data) == again.score(case.data)
 
 
@@ -295,7 +303,7 @@ def test_malformed_trees_are_refused(tree: Any, message: str) -> None:
 
 def test_missing_and_misshapen_parameters_are_refused(model: RBM, tmp_path: Path) -> None:
     path = tmp_path / "m.h5"
-    meta, arrays = io._describe(model)
+    meta, arrays = io.describe(model)
     for change in (
         {"params/W": np.zeros((3, 3), np.float32)},
         {"params/extra": np.zeros(2, np.float32)},

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
-from cases import CASES, MOVED, Case, moved_id
+from cases import MACHINES, MOVED, Case, moved_id
 from sklearn.base import clone
 
 from energyscape import load
@@ -21,7 +21,7 @@ from energyscape.samplers import HMC, Gibbs, Langevin, Metropolis, Multiplicativ
 from energyscape.trainers import CD, FPCD, PCD
 from energyscape.trainers.base import Batch
 
-BITS, REALS = CASES[0].data, CASES[2].data
+BITS, REALS = MACHINES[0].data, MACHINES[2].data
 LADDER = (1.0, 0.6, 0.3)
 
 

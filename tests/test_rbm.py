@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
-from cases import CASES
+from cases import MACHINES
 
 from energyscape.backend import Purpose, stream
 from energyscape.errors import CapabilityError
@@ -17,7 +17,7 @@ from energyscape.models import RBM, GaussianRBM
 from energyscape.optim import SGD, Moment
 from energyscape.trainers import CD, FPCD, PCD
 
-BITS, REALS = CASES[0].data, CASES[2].data
+BITS, REALS = MACHINES[0].data, MACHINES[2].data
 
 
 @pytest.mark.parametrize(("d", "k"), [(6, 4), (4, 6), (5, 5)])
@@ -97,7 +97,7 @@ def test_enumeration_stops_at_25_units() -> None:
         model.log_partition(params)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3]], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [MACHINES[0], MACHINES[2], MACHINES[3]], ids=lambda c: c.name)
 def test_centred_step_is_gradient_descent_on_centred_parameters(case) -> None:
     """A step is along PP'∇, by a numerical Jacobian P of the map from centred to plain ones."""
     model = case.make()
@@ -151,7 +151,7 @@ def test_centred_step_is_gradient_descent_on_centred_parameters(case) -> None:
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", MACHINES, ids=lambda c: c.name)
 def test_coordinates_there_and_back(case) -> None:
     model = case.make()
     params = {k: v.copy() for k, v in generic_params(model, case.data).items()}

@@ -73,4 +73,4 @@ def test_the_table_names_every_model_and_its_trainers() -> None:
             if type(case.make()).__name__ == name
             for trainer in case.trainers
         }
-        assert set(re.findall(r"`([A-Z]+)`", cells.split("|")[2])) == declared
+        assert set(re.findall(r"`(\w+)`", cells.split("|")[2])) == declared

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
 import oracles
 import pytest
-from cases import CASES, Case
+from cases import CASES, MACHINES, Case, short
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
@@ -19,7 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from energyscape.errors import CapabilityError, DataRangeWarning
 from energyscape.models import RBM, GaussianRBM
-from energyscape.samplers import AIS, Gibbs
+from energyscape.samplers import AIS, HMC, Gibbs
 from energyscape.trainers import CD, FPCD, PCD
 from energyscape.training import Checkpoint
 
@@ -53,12 +54,17 @@ def test_scikit_learn_checks_at_the_defaults(estimator: Any, check: Any) -> None
 def test_models_construct_without_arguments_and_clone(case: Case) -> None:
     model = type(case.make())()
     assert model.trainer is None and repr(clone(model)) == repr(model)
-    assert isinstance(model.default_sampler(), Gibbs)
-    fitted = case.make(trainer=PCD(n_epochs=1)).fit(case.data)
-    assert isinstance(fitted.trainer_, PCD)
+    assert model.default_sampler().obstacle(model.target({})) is None
+    assert isinstance(model.default_sampler(), Gibbs) == (case in MACHINES or "Boltz" in case.name)
+    trainer = short(case.trainers[0], n_epochs=1, tol=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = case.make(trainer=trainer).fit(case.data)
+    assert isinstance(fitted.trainer_, type(trainer))
     again = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(again.transform(case.data), fitted.transform(case.data))
-    np.testing.assert_array_equal(again.sample(2, n_steps=3), fitted.sample(2, n_steps=3))
+    if fitted.proper or hasattr(fitted, "sample_exact"):
+        np.testing.assert_array_equal(again.sample(2, n_steps=3), fitted.sample(2, n_steps=3))
 
 
 def test_fitted_attributes_have_their_shapes() -> None:

@@ -229,7 +229,7 @@ def test_stored_rows_are_all_seen_once_an_epoch(stored: Any, monkeypatch: Any) -
     for data in others:
         rows = sources.open_rows(data)
         assert isinstance(rows, sources.StoredRows) and len(rows) == 3000
-        batches = list(rows.batches(70, stream(0, Purpose.ORDER)))
+        batches = [x for x, _ in rows.batches(70, stream(0, Purpose.ORDER))]
         assert [len(b) for b in batches] == [70] * 42 + [60]
         seen = np.concatenate(batches)
         assert seen.dtype == np.float32
