@@ -285,6 +285,10 @@ class HostStream(Stream):
         """A random order of 0 … n-1."""
         return self._generator.permutation(n)
 
+    def choice(self, n: int, k: int) -> np.ndarray:
+        """``k`` different numbers of 0 … n-1, in no order that means anything."""
+        return self._generator.choice(n, k, replace=False, shuffle=False)
+
 
 class DeviceStream(Stream):
     """Counter-based Philox4x32-10 on the GPU (Salmon et al., 2011).

@@ -30,6 +30,7 @@ from energyscape.registry import registered, to_tree
 from energyscape.samplers import AIS
 from energyscape.trainers.base import Trainer
 from energyscape.training import Checkpoint, JsonLines, json_line
+from energyscape.verbs import speaks
 
 _log = logging.getLogger("energyscape")
 
@@ -273,26 +274,29 @@ def features(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Mean log-likelihood of rows with both bounds, and the reconstruction error."""
+    """Mean energy, reconstruction error and, of a density, log-likelihood and bounds."""
     model, table = _load(options), _data(options, options.data)
     _refuse_rows(model, table)
-    ais = AIS(options.chains, options.temperatures)
-    bounds = model.log_likelihood_bounds(table.X, ais, options.seed)
     X = np.asarray(table.X)
     error = float(((to_host(model.reconstruct(X)) - X) ** 2).mean())
-    _emit(
-        {
-            "rows": len(X),
-            "log_likelihood": model.score(table.X),
-            "log_partition_exact": math.isinf(model.log_partition_ess_),
-            "log_partition_ess": model.log_partition_ess_,
-            "bound_low": bounds.low,
-            "bound_high": bounds.high,
-            "bound_low_holds_for": bounds.low_holds_for,
-            "ais_ess": bounds.partition.ess,
-            "reconstruction": error,
-        }
-    )
+    record = {"rows": len(X), "reconstruction": error, "energy": float(model.energy(X).mean())}
+    if model.has_density:
+        record["log_likelihood"] = model.score(table.X)
+    if not speaks(model, ("base_measure",)):
+        record |= _bounds(model, table.X, AIS(options.chains, options.temperatures), options.seed)
+    _emit(record)
+
+
+def _bounds(model: Any, X: Any, ais: AIS, seed: int | None) -> dict[str, Any]:
+    bounds = model.log_likelihood_bounds(X, ais, seed)
+    return {
+        "log_partition_exact": math.isinf(model.log_partition_ess_),
+        "log_partition_ess": model.log_partition_ess_,
+        "bound_low": bounds.low,
+        "bound_high": bounds.high,
+        "bound_low_holds_for": bounds.low_holds_for,
+        "ais_ess": bounds.partition.ess,
+    }
 
 
 def diagnose_model(options: argparse.Namespace) -> None:

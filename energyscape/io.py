@@ -9,6 +9,7 @@ ones, external or virtual data, and dtypes other than numbers are refused.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 from sklearn.pipeline import Pipeline
-from threadpoolctl import threadpool_info
+from threadpoolctl import ThreadpoolController
 
 from energyscape._version import __version__
 from energyscape.errors import FileFormatError
@@ -121,9 +122,15 @@ def under(arrays: Arrays, prefix: str) -> Arrays:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
+@functools.cache
+def _pools() -> ThreadpoolController:
+    """The thread pools of this process; finding them takes milliseconds, asking them none."""
+    return ThreadpoolController()
+
+
 def environment(device: str) -> dict[str, Any]:
     """What a bit-exact resume depends on besides the file: versions, device type, threads."""
-    blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    blas = [pool["num_threads"] for pool in _pools().info() if pool["user_api"] == "blas"]
     return {
         "energyscape": __version__,
         "python": platform.python_version(),

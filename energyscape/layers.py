@@ -185,7 +185,9 @@ class LayerPass:
             if da is not None:
                 total += da
         dx = total @ self.W.T if need_dx else None
-        return LayerGrad(W=self.x.T @ total, c=total.sum(axis=0), x=dx)
+        # In the layout of W, so that a tied decoder's gradient adds without strides.
+        dW = self.x.T @ total if self.W.flags.c_contiguous else (total.T @ self.x).T
+        return LayerGrad(W=dW, c=total.sum(axis=0), x=dx)
 
 
 def backward_chain(

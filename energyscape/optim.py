@@ -206,9 +206,11 @@ class SGD(Optimizer):
         self, params: Params, grads: Params, carry: Params, specs: dict[str, Param], at: Moment
     ) -> None:
         for key, rate in self._rates(specs, at).items():
-            decay = (self.l1, self.l2) if specs[key].decay else (0.0, 0.0)
             velocity = carry.get(f"opt/{key}")
             momentum = 0.0 if velocity is None else self.momentum
+            # The gradient reaches 1/(1 - momentum) steps far, and so must the penalty.
+            factor = specs[key].decay / (1.0 - momentum)
+            decay = (self.l1 * factor, self.l2 * factor)
             descend(params[key], grads[key], velocity, rate, momentum, self.nesterov, *decay)
 
 

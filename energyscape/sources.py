@@ -97,7 +97,7 @@ class Rows:
         """Indices of ``n`` random rows, or of all in their order where there are no more."""
         if n >= len(self):
             return slice(None)
-        return np.sort(rng.permutation(len(self))[:n])
+        return np.sort(rng.choice(len(self), n))
 
     def sample(self, n: int, rng: Any) -> Array:
         """The rows of `pick`."""

@@ -207,10 +207,11 @@ def first_rows(
     plan: Plan,
     purpose: Purpose,
     state: TrainState | None = None,
+    transformed: bool = True,
 ) -> Array:
     """Up to ``n`` random training rows on the device, as the trainer would see them."""
     x = _cast(to_device(rows.sample(n, stream(plan.seed, purpose)), plan.device), state)
-    if trainer.batch_transform is None:
+    if trainer.batch_transform is None or not transformed:
         return x
     return trainer.batch_transform(x, stream(plan.seed, purpose, 1, plan.device))
 
@@ -237,7 +238,9 @@ class Monitor:
         """Rows with their labels, as the trainer would see them."""
         n, plan = self.trainer.monitor_rows, self.plan
         labels = rows.labels(rows.pick(n, stream(plan.seed, purpose)))
-        x = first_rows(self.trainer, rows, n, plan, purpose, state)
+        x = first_rows(
+            self.trainer, rows, n, plan, purpose, state, self.trainer.monitor_transformed
+        )
         return x, None if labels is None else to_device(labels, plan.device)
 
     def __call__(self, state: TrainState, norm: Array, seconds: float) -> dict[str, float]:

@@ -572,9 +572,15 @@ def test_curves_without_matplotlib_say_what_is_missing(
         (["train"], "required"),
         (["train", "BITS"], "required"),
         (["train", "BITS", "--out", "OUT", "--no-such-option"], "unrecognized"),
-        (["train", "BITS", "--out", "OUT", "--model", "NoModel"], "is none of GaussianRBM, RBM"),
+        (
+            ["train", "BITS", "--out", "OUT", "--model", "NoModel"],
+            "is none of AutoEncoder, DeepAutoEncoder",
+        ),
         (["train", "BITS", "--out", "OUT", "--model", "PCD"], "'PCD' is none of"),
-        (["train", "BITS", "--out", "OUT", "--trainer", "NoTrainer"], "is none of CD, FPCD, PCD"),
+        (
+            ["train", "BITS", "--out", "OUT", "--trainer", "NoTrainer"],
+            "is none of Backpropagation, CD, ClosedForm",
+        ),
         (["train", "BITS", "--out", "OUT", "--trainer", "RBM"], "'RBM' is none of"),
         (["train", "BITS", "--out", "OUT", "-p", "no_such=1"], "no_such"),
         (["train", "BITS", "--out", "OUT", "-t", "no_such=1"], "no_such"),

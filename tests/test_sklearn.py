@@ -20,7 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from energyscape.errors import CapabilityError, DataRangeWarning
 from energyscape.models import RBM, GaussianRBM
-from energyscape.samplers import AIS, HMC, Gibbs
+from energyscape.samplers import AIS, Gibbs
 from energyscape.trainers import CD, FPCD, PCD
 from energyscape.training import Checkpoint
 

@@ -302,6 +302,14 @@ def test_weight_decay_is_the_proximal_step() -> None:
     assert (_descend(SGD(0.1, l1=1.5), 10) == 0).all()
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_leaves_the_penalty_as_it_is(nesterov: bool) -> None:
+    """The same stationary points as without: 1/(1 - μ) of the gradient's reach is the penalty's."""
+    for momentum in (0.5, 0.9):
+        sgd = SGD(0.05, momentum, nesterov, l1=0.2, l2=0.5)
+        np.testing.assert_allclose(_descend(sgd, 4000), 0.8 / 1.5, rtol=1e-9)
+
+
 def test_schedules() -> None:
     assert [LinearDecay()(f) for f in (0, 0.5, 1)] == [1, 0.5, 0]
     assert [LinearDecay(0.5, 0.2)(f) for f in (0, 0.5, 1)] == [1, 1, pytest.approx(0.2)]

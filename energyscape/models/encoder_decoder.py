@@ -157,11 +157,8 @@ class EncoderDecoder(EnergyModel):
         """Uniform weights of Glorot and Bengio (2010), biases 0, output biases at the mean."""
         xp, below, params = namespace(x), x.shape[1], {}
         mean = x.mean(axis=0, dtype=np.float64)
-        layers = zip(self.names(), self.sizes(), self.activations(), strict=True)
-        for name, width, f in layers:
+        for name, width in zip(self.names(), self.sizes(), strict=True):
             bound = math.sqrt(6.0 / (below + width))
-            if type(f).__name__ == "Sigmoid":
-                bound *= 4.0  # the slope of a sigmoid at 0 is 1/4
             shapes = {f"W{name}": (below, width)}
             shapes |= {} if self.tied else {f"V{name}": (width, below)}
             for key, shape in shapes.items():

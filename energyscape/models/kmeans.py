@@ -322,7 +322,7 @@ class KMeans(ClusterMixin, EnergyModel):
 
     def fit(self, X: Any, y: Any = None) -> Any:
         """As every model's (`EnergyModel.fit`); then ``labels_`` and ``inertia_`` of ``X``."""
-        self._labels = None
+        self._labels: Any = None
         return super().fit(X)._describe(X)
 
     def partial_fit(self, X: Any, y: Any = None) -> Any:

@@ -53,6 +53,11 @@ class LikelihoodBounds:
 class LikelihoodMixin:
     """``score_samples`` and its kin, for models that offer a base measure and enumeration."""
 
+    @property
+    def has_density(self: Any) -> bool:
+        """Whether scores are log-likelihoods: log Z is known, or can be estimated."""
+        return not speaks(self, ("log_partition|base_log_partition",))
+
     def score_samples(self: Any, X: Any) -> Any:
         """Log-likelihood of each row, -F(x) - log Z; -F(x), with a warning, where there is no Z.
 
@@ -76,7 +81,7 @@ class LikelihoodMixin:
             rank rows under one model and must not choose between models.
         """
         energy = self.energy(X)
-        if speaks(self, ("log_partition|base_log_partition",)):
+        if not self.has_density:
             warnings.warn(
                 f"{type(self).__name__} has no normalised density: its scores are -F(x), which "
                 "compare rows under one model, not models",

@@ -33,7 +33,8 @@ def mean_and_spread(x: Array) -> tuple[Array, Array]:
     """Mean and variance of each feature, float64; a variance that is but rounding is replaced by
     the features' mean variance, or 1."""
     xp, mean = namespace(x), x.mean(axis=0, dtype=np.float64)
-    variance = ((x - mean) ** 2).mean(axis=0)
+    away = x - mean.astype(x.dtype)
+    variance = xp.einsum("ij,ij->j", away, away).astype(np.float64) / len(x)
     rounding = (10 * float(np.finfo(x.dtype).eps) * mean) ** 2
     variance = xp.where(variance > rounding, variance, 0.0)
     average = variance.mean()

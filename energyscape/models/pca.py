@@ -173,7 +173,7 @@ class PCA(EnergyModel):
         """A random subspace through the mean."""
         xp, d = namespace(x), x.shape[1]
         q = min(len(x), d) if self.n_components is None else self.n_components
-        mean = x.mean(axis=0, dtype=np.float64).astype(x.dtype)
+        mean = x[:_ROWS].mean(axis=0, dtype=np.float64).astype(x.dtype)  # what sums are taken about
         wide = min(d, q + _OVERSAMPLED) if self._randomized(d) else q
         W = xp.linalg.qr(rng.normal((d, wide), np.float64))[0].astype(x.dtype)
         params = {
@@ -299,6 +299,11 @@ class PCA(EnergyModel):
         return params | {k: v.astype(params["W"].dtype) for k, v in new.items()}
 
     # ------------------------------------------------------------ density
+
+    @property
+    def has_density(self) -> bool:
+        """Yes: that of probabilistic PCA, if not exp(-F)."""
+        return True
 
     def score_samples(self, X: Any) -> Any:
         """Log-likelihood of each row under probabilistic PCA, with the fitted variances.

@@ -181,7 +181,8 @@ class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Returns
         -------
         DeepAutoEncoder
-            Fitted: its codes and reconstructions are those of the stack.
+            Fitted: its codes and reconstructions are those of the stack. It learns by the
+            cross-entropy where the lowest layer gives rows through a sigmoid.
         """
         layers = self.fitted_layers()
         bottom = layers[0].output

@@ -103,6 +103,8 @@ class Sampler(BaseEstimator):
     needs_gradient: ClassVar[bool] = False
     needs_sweep: ClassVar[bool] = False
     tempers: ClassVar[bool] = False
+    # Whether chains go where the energy is low; those of learned dynamics go where these lead.
+    follows_energy: ClassVar[bool] = True
     remedy: ClassVar[str] = ""  # against chains that hardly move
     # T of the dynamics: they leave exp(-F/T) alone.
     temperature: float = 1.0

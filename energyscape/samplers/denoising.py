@@ -32,6 +32,8 @@ class DenoisingChain(Sampler):
     def __init__(self, corruption: Any = None) -> None:
         self.corruption = corruption
 
+    follows_energy = False
+
     @property
     def reversible(self) -> bool:
         """No detailed balance is known of what was learned."""

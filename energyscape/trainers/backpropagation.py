@@ -50,6 +50,7 @@ class Backpropagation(Trainer):
 
     requires = ("param_specs", "network", "label_loss", "network_grad")
     monitor_rows = 10_000
+    monitor_transformed = False  # rows that are shifted or noisy are for learning alone
 
     def __init__(
         self,

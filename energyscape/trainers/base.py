@@ -60,8 +60,9 @@ class Trainer(BaseEstimator):
     needs_proper: ClassVar[bool] = False
     # Starts from different random numbers, the best of which by the history's ``bound`` stays.
     n_init = 1
-    # Rows that the history's values are taken at.
+    # Rows that the history's values are taken at, and whether `batch_transform` applies to them.
     monitor_rows = 1000
+    monitor_transformed = True
 
     n_epochs: int | None
     batch_size: int

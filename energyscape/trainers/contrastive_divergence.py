@@ -77,6 +77,8 @@ class _ChainContrast(Contrast):
                     "has none: use Multiplicative, which follows a model that learns"
                 )
         why = kernel.obstacle(model.target({}))
+        if why is None and not kernel.follows_energy:
+            why = "its chains follow what was learned and not the energy"
         if why is not None:
             raise CapabilityError(
                 f"{type(self).__name__} cannot train {type(model).__name__} with "
