@@ -39,7 +39,6 @@ from energyscape.training import Plan, TrainState
 from energyscape.verbs import Params, Pass, check_count, need, require
 
 _log = logging.getLogger("energyscape")
-START_ROWS = 10_000
 
 
 class EnergyModel(
@@ -235,7 +234,7 @@ class EnergyModel(
     def _begin(self, trainer: Any, rows: Rows, start: int = 0) -> None:
         plan = Plan(self.seed_, self._device, 0, None)
         with on_device(self._device):
-            x = training.first_rows(trainer, rows, START_ROWS, plan, Purpose.INIT)
+            x = training.first_rows(trainer, rows, trainer.start_rows, plan, Purpose.INIT)
             params = self.init_params(x, stream(self.seed_, Purpose.INIT, 2 + start, self._device))
             rng = stream(self.seed_, Purpose.START, 0, self._device)
             carry = trainer.start(self, params, x, rng)

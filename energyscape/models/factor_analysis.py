@@ -20,6 +20,7 @@ from energyscape.models.moments import (
     mean_and_scatter,
     mean_and_spread,
     moment_sums,
+    origin,
 )
 from energyscape.registry import register
 from energyscape.samplers import HMC
@@ -130,7 +131,7 @@ class FactorAnalysis(EnergyModel):
         mean, spread = mean_and_spread(x)
         W = 0.1 * rng.normal((d, self._factors(d)), np.float64) * xp.sqrt(spread)[:, None]
         params = {"mean": mean, "W": W, "log_psi": xp.log(spread), "spread": spread}
-        params["offset"] = mean
+        params["offset"] = origin(mean, spread)
         return {k: v.astype(x.dtype) for k, v in params.items()}
 
     def param_specs(self) -> dict[str, Param]:

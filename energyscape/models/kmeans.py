@@ -19,7 +19,7 @@ from sklearn.base import ClusterMixin
 from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, is_gpu_array, namespace, to_host
-from energyscape.models.base import START_ROWS, EnergyModel
+from energyscape.models.base import EnergyModel
 from energyscape.registry import register
 from energyscape.samplers import HMC
 from energyscape.trainers import EM
@@ -130,10 +130,10 @@ class KMeans(ClusterMixin, EnergyModel):
     def check_rows(self, n: int, event_shape: tuple[int, ...]) -> None:
         if n < self.n_components:
             raise ValueError(f"n_samples={n} should be >= n_clusters={self.n_components}.")
-        if self.n_components > START_ROWS:
+        if self.n_components > EM.start_rows:
             raise ValueError(
                 f"n_components={self.n_components} centres cannot start at different rows of "
-                f"{START_ROWS}, which is what k-means++ is given; ask for fewer"
+                f"{EM.start_rows}, which is what k-means++ is given; ask for fewer"
             )
 
     @property

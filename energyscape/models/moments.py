@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
 
 from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.verbs import Params
@@ -20,13 +21,23 @@ def moment_sums(x: Array, offset: Array) -> Params:
     xp, (n, d) = namespace(x), x.shape
     first, second = xp.zeros(d, np.float64), xp.zeros((d, d), np.float64)
     size = max(2 * d, 256, (_ON_GPU if is_gpu_array(x) else _BLOCK) // d)
-    block, ones = xp.empty((min(size, n), d), x.dtype), xp.ones(min(size, n), x.dtype)
+    ones = xp.ones(min(size, n), x.dtype)
+    far = is_gpu_array(x) or offset.any()  # to ask a GPU would be to wait for it
+    block = xp.empty((min(size, n), d), x.dtype) if far else None
     for lo in range(0, n, size):
-        rows = x[lo : lo + size]
-        away = xp.subtract(rows, offset, out=block[: len(rows)])
-        first += ones[: len(rows)] @ away
+        away = x[lo : lo + size]
+        if far:
+            away = xp.subtract(away, offset, out=block[: len(away)])
+        first += ones[: len(away)] @ away
         second += away.T @ away  # which NumPy makes at half the cost of another product
     return {"rows": xp.asarray(float(n)), "x": first, "xx": second}
+
+
+def origin(mean: Array, spread: Array) -> Array:
+    """Where sums are best taken about: 0 where rows are as near to it as to each other, so that
+    nothing need be subtracted, else the mean. A feature's variance keeps all but ten roundings."""
+    far = (mean * mean > 10 * spread).any()
+    return namespace(mean).where(far, mean, 0.0)
 
 
 def mean_and_spread(x: Array) -> tuple[Array, Array]:
@@ -52,8 +63,11 @@ def leading_axes(matrix: Array, count: int) -> tuple[Array, Array]:
 
     Each vector's largest entry is positive, so that results do not depend on a solver's signs.
     """
-    xp = namespace(matrix)
-    values, vectors = xp.linalg.eigh(matrix)
+    xp, n = namespace(matrix), len(matrix)
+    if 2 * count < n and not is_gpu_array(matrix):  # a third of the time of all axes
+        values, vectors = scipy.linalg.eigh(matrix, subset_by_index=(n - count, n - 1))
+    else:
+        values, vectors = xp.linalg.eigh(matrix)
     values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
     return xp.maximum(values, 0), signed(vectors)
 

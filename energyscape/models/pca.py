@@ -20,14 +20,14 @@ from sklearn.utils.metaestimators import available_if
 from energyscape.backend import Array, namespace
 from energyscape.layers import Affine, Identity
 from energyscape.models.base import EnergyModel
-from energyscape.models.moments import leading_axes, mean_and_scatter, moment_sums, signed
+from energyscape.models.moments import leading_axes, mean_and_scatter, moment_sums, origin, signed
 from energyscape.registry import register
 from energyscape.samplers import HMC
 from energyscape.trainers import ClosedForm
 from energyscape.verbs import Param, Params, check_count
 
 _LOG_2PI = math.log(2 * math.pi)
-_ROWS = 2048
+_ROWS, _ROWS_OF_START = 2048, 500
 _ALGORITHMS = ("auto", "covariance", "randomized")
 _OVERSAMPLED = 10
 
@@ -173,12 +173,13 @@ class PCA(EnergyModel):
         """A random subspace through the mean."""
         xp, d = namespace(x), x.shape[1]
         q = min(len(x), d) if self.n_components is None else self.n_components
-        mean = x[:_ROWS].mean(axis=0, dtype=np.float64).astype(x.dtype)  # what sums are taken about
+        some = x[:_ROWS_OF_START].astype(np.float64)
+        mean = some.mean(axis=0)
         wide = min(d, q + _OVERSAMPLED) if self._randomized(d) else q
         W = xp.linalg.qr(rng.normal((d, wide), np.float64))[0].astype(x.dtype)
         params = {
-            "mean": mean,
-            "offset": mean.copy(),
+            "mean": mean.astype(x.dtype),
+            "offset": origin(mean, some.var(axis=0)).astype(x.dtype),
             "W": xp.ascontiguousarray(W[:, :q]),
             "variance": xp.ones(q, x.dtype),
             "noise": xp.ones((), x.dtype),

@@ -60,6 +60,8 @@ class Trainer(BaseEstimator):
     needs_proper: ClassVar[bool] = False
     # Starts from different random numbers, the best of which by the history's ``bound`` stays.
     n_init = 1
+    # Rows that parameters start from.
+    start_rows = 10_000
     # Rows that the history's values are taken at, and whether `batch_transform` applies to them.
     monitor_rows = 1000
     monitor_transformed = True
