@@ -66,7 +66,9 @@ def entry(name: str, k: int, seed: int):
     from energyscape.models.base import EnergyModel
     from energyscape.registry import lookup
 
-    return lookup(name, EnergyModel)(n_components=k, random_state=seed), None
+    cls = lookup(name, EnergyModel)
+    size = {"n_components": k} if "n_components" in cls().get_params(deep=False) else {}
+    return cls(random_state=seed, **size), None
 
 
 def run(name: str, k: int, images, labels) -> dict:
@@ -98,7 +100,7 @@ def run(name: str, k: int, images, labels) -> dict:
         "scores": scores,
         "seconds": time.perf_counter() - began,
         "feature_seconds": learned,
-        "k": k,
+        "k": features.n_features_per_region_,
     }
 
 
@@ -135,7 +137,8 @@ def report(chosen) -> None:
     """The table of all that was run, best first, each against the one above."""
     import numpy as np
 
-    runs = json.loads(STORE.read_text())
+    every = json.loads(STORE.read_text())
+    runs = {name: own for name, own in every.items() if own["rows"] == chosen.rows}
     order = sorted(runs, key=lambda name: -np.mean(runs[name]["scores"]))
     rows, above = [], None
     for name in order:
@@ -151,7 +154,7 @@ def report(chosen) -> None:
             ]
         )
         above = own["scores"]
-    header = ["features", "K", "accuracy, %", "sd of repeats", "against the row above"]
+    header = ["features", "a region", "accuracy, %", "sd of repeats", "against the row above"]
     header += ["below the first", "learning and features, a repeat"]
     write(chosen, "cifar_features", "CIFAR-10 part, Coates-Ng pipeline", table(header, rows), runs)
 
@@ -172,7 +175,7 @@ def main() -> None:
     labels = np.concatenate([y for _, y in parts])[: chosen.rows]
     runs = json.loads(STORE.read_text()) if STORE.exists() else {}
     for name in chosen.names or entries(chosen.k, 0):
-        runs[name] = run(name, chosen.k, images, labels)
+        runs[name] = run(name, chosen.k, images, labels) | {"rows": len(labels)}
         print(name, np.mean(runs[name]["scores"]), round(runs[name]["seconds"]), flush=True)
         if not chosen.dry:
             STORE.write_text(json.dumps(runs, indent=1))

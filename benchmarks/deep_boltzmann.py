@@ -129,7 +129,7 @@ def likelihood(budget: int):
             "ess": found.ess,
             "seconds": clock(),
         }
-    for sweeps in (1, SWEEPS, 50):
+    for sweeps in (1, 50, SWEEPS):  # as it was trained in the end, since it may be saved
         model.n_mean_field = sweeps
         record[f"free energy, {sweeps} sweeps"] = float(model.energy(T).mean())
     return model, record

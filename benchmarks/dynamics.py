@@ -16,7 +16,7 @@ from common import Clock, options, table, write
 SEEDS, MNIST_SEEDS, STEPS = range(10, 16), 3, 5  # strengths were chosen on other seeds
 END = 2.4  # of the curve's parameter, on both sides
 NOISE, SPREAD = 0.2, 0.3  # of the training, and of the points that are led back
-DISTANCES = (0.0, 0.1, 0.2, 0.3, 0.5)
+DISTANCES = (0.0, 0.1, 0.2, 0.3, 0.5)  # along the normals; 0.5 is past the centre of bends
 UNITS, UPDATES, RATE = 100, 8000, 0.005
 ROWS = 10_000
 
@@ -263,7 +263,8 @@ def main() -> None:
         [
             f"{len(SEEDS)} seeds, 3000 points of (t, 0.8 sin 2t), {UNITS} units, {UPDATES} "
             f"updates of Adam({RATE}); ± is Student's 99% interval over the seeds. Root mean "
-            "reconstruction error at fixed distances from the curve:",
+            "reconstruction error at fixed distances along the normals (0.5 is past the centre of "
+            "the bends: 18% of those points are nearer to the curve, none nearer than 0.41):",
             by_distance,
             "How many times more the error grows from the curve to a distance than that of the "
             "plain code of the same architecture, with 99% interval:",

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
+from energyscape.sources import compute_dtype
 
 __all__ = ["adjoint", "convolve", "filters_grad", "pool", "pool_grad", "windows"]
 
@@ -182,7 +183,8 @@ def pool(
 
     Returns
     -------
-    array, shape (n, gh, gw, c), dtype of x
+    array, shape (n, gh, gw, c), dtype of x where that is float32 or float64;
+        float32 for bool, 8-bit integers and float16, float64 for other integers
         Sums and means are added up in float64 from the sums of columns on.
 
     Raises
@@ -191,6 +193,7 @@ def pool(
         For regions that are empty or left over, and kinds other than these.
     """
     down, across = _edges(x, size, grid)
+    x = x.astype(compute_dtype(x.dtype), copy=False)  # sums of bytes would overflow
     found = _reduce(_reduce(x, down, 1, kind), across, 2, kind)
     if kind == "mean":
         found /= namespace(x).asarray(_areas(down, across))

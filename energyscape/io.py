@@ -110,7 +110,14 @@ def restore(meta: dict[str, Any], arrays: Arrays) -> Any:
         estimator.set_file_state(meta["state"], arrays)
     except FileFormatError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise FileFormatError(
             f"the file lacks a part of the model: {type(error).__name__}: {error}"
         ) from error

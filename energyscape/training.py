@@ -115,9 +115,13 @@ def run(
         try:
             while state.epoch < plan.until:
                 started = time.perf_counter()
-                norm = _epoch(model, trainer, state, rows, plan, bar)
+                finite = True
+                try:
+                    norm = _epoch(model, trainer, state, rows, plan, bar)
+                except FloatingPointError:
+                    finite = False
                 state.epoch += 1
-                if not _finite(state):
+                if not finite or not _finite(state):
                     raise _diverged(model, trainer, state, good, plan)
                 info = monitor(state, norm, time.perf_counter() - started)
                 _record(state.history, info)
@@ -173,6 +177,8 @@ def _whole_epoch(
         x = _prepared(trainer, raw, plan, state, address)
         part = trainer.collect(model, state.params, state.carry, Batch(x, len(rows)), rng)
         sums = part if not sums else {key: sums[key] + part[key] for key in sums}
+    if not all([bool(namespace(v).isfinite(v).all()) for v in sums.values()]):
+        raise FloatingPointError("sums over the rows are not finite")  # no solver takes them
     progress = None if plan.span is None else state.epoch / plan.span
     rng = stream(plan.seed, Purpose.COLLECT, (state.epoch + 1) * count, plan.device)
     at = Moment(state.epoch, state.step, progress, rng)

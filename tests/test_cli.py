@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from cases import CASES
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
@@ -488,6 +490,25 @@ def test_features_feed_any_classifier(run: Any, trained: Path, tmp_path: Path, s
 
 
 # ---------------------------------------------------------------- evaluate, diagnose, plot
+
+
+@pytest.mark.parametrize(
+    ("model", "trainer", "density"),
+    [("PCA", "ClosedForm", True), ("GaussianMixture", "EM", True), ("KMeans", "EM", False)],
+)
+def test_evaluate_says_what_there_is(
+    run: Any, tmp_path: Path, model: str, trainer: str, density: bool
+) -> None:
+    """No bounds without a base measure, and no likelihood without a density."""
+    out = tmp_path / "m.h5"
+    settings = ["-p", "n_components=3", "--trainer", trainer, "--seed", "0"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        assert run("train", "digits", "--model", model, *settings, "--out", out)[0] == 0
+    code, (found,), _ = run("evaluate", out, "digits")
+    again, X = energyscape.load(out), load_digits()[0]
+    assert code == 0 and found["energy"] == pytest.approx(again.energy(X).mean())
+    assert ("log_likelihood" in found) == density and "bound_low" not in found
 
 
 def test_evaluate_with_an_exact_partition_function(run: Any, trained: Path) -> None:

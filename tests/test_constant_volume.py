@@ -21,7 +21,7 @@ from streams import ReplayStream
 import energyscape
 from energyscape import training
 from energyscape.backend import Purpose, stream
-from energyscape.errors import CapabilityError
+from energyscape.errors import CapabilityError, DivergenceError
 from energyscape.evaluation.laws import generic_params
 from energyscape.models import RBM, GaussianRBM
 from energyscape.models.factor_analysis import FactorAnalysis
@@ -451,3 +451,55 @@ def test_too_many_states_are_refused() -> None:
         RBM(25, trainer=MaximumLikelihood()).fit(bits)
     with pytest.raises(CapabilityError, match="MaximumLikelihood cannot train PCA: it needs log_p"):
         PCA(2, trainer=MaximumLikelihood()).fit(X)
+
+
+# ---------------------------------------------------------------- several starts, and overflow
+
+
+def test_files_hold_the_best_of_several_starts(tmp_path: Path) -> None:
+    """A checkpoint is written along every start; what stays is the one that the model shows."""
+    path, best = tmp_path / "m.h5", 0
+    for seed in range(4):
+        trainer = EM(n_epochs=4, n_init=5, callbacks=[Checkpoint(path)])
+        model = GaussianMixture(5, trainer=trainer, random_state=seed).fit(_rows())
+        assert energyscape.load(path).score(_rows()) == model.score(_rows())
+        last = EM(n_epochs=4)
+        best += model.score(_rows()) > clone(model).set_params(trainer=last).fit(_rows()).score(
+            _rows()
+        )
+    assert best  # other starts than the first did win somewhere, or nothing was shown
+
+
+def test_an_error_in_a_late_start_leaves_the_best_of_the_earlier() -> None:
+    heard = []
+
+    def fail(model: Any, state: Any, info: Any) -> bool:
+        heard.append(info["bound"])
+        if len(heard) == 7:  # the second epoch of the second start
+            raise RuntimeError("enough")
+        return False
+
+    model = GaussianMixture(3, trainer=EM(n_epochs=5, tol=0, n_init=3, callbacks=[fail]))
+    with pytest.raises(RuntimeError, match="enough"):
+        model.set_params(random_state=0).fit(_rows())
+    assert model.n_iter_ == 5 and model.history_["bound"] == heard[:5]
+
+
+@pytest.mark.parametrize("model", [PCA(2), PCA(), FactorAnalysis(2), GaussianMixture(2)], ids=repr)
+def test_overflow_is_told_as_divergence(model: Any) -> None:
+    """Squares of 1e25 are beyond float32, and no solver's own words say so."""
+    with pytest.raises(DivergenceError, match="cause is the scale of the data"):
+        clone(model).fit((_rows() * 1e25).astype(np.float32))
+
+
+def test_pca_keeps_all_axes_whatever_it_starts_from(monkeypatch: Any) -> None:
+    monkeypatch.setattr(ClosedForm, "start_rows", 3)
+    assert PCA().fit(_rows(50, 6)).components_.shape == (6, 6)
+
+
+def test_chains_on_an_energy_of_no_density_are_refused() -> None:
+    model, X = PCA(2).fit(_rows()), _rows()
+    for asked in ({"start": X[:5]}, {"beta": 0.5}, {"clamp": (np.arange(4) < 2, X[0])}):
+        with pytest.raises(CapabilityError, match=r"PCA has no normaliser, so that the chains"):
+            model.sample(5, **asked)
+    assert model.sample(5).shape == (5, 4)

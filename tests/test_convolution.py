@@ -213,3 +213,11 @@ def test_the_stand_in_has_strides_as_cupy_has() -> None:
     real = pytest.importorskip("cupy", reason="CuPy is not installed")
     found = real.lib.stride_tricks
     assert [name for name in standin.STRIDES if not hasattr(found, name)] == []
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean", "max"])
+def test_bytes_do_not_overflow(kind: str) -> None:
+    x = np.full((1, 4, 4, 1), 200, np.uint8)
+    found = pool(x, kind, size=2)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, 800 if kind == "sum" else 200)

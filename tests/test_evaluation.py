@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import CASES, short
 from sklearn.exceptions import NotFittedError
 
 import energyscape
 from energyscape.data import load_digits
+from energyscape.errors import CapabilityError
 from energyscape.evaluation import diagnose
 from energyscape.evaluation.diagnose import auc
-from energyscape.models import RBM, GaussianRBM
+from energyscape.models import RBM, GaussianRBM, KMeans
 from energyscape.optim import SGD, Constant
 from energyscape.trainers import PCD
 
@@ -167,3 +169,24 @@ def test_a_hopeless_search_says_so(monkeypatch: Any) -> None:
     monkeypatch.setattr(learning_rate, "_holds", lambda trial, x: False)
     with pytest.raises(ValueError, match="RBM diverges at every rate down to"):
         energyscape.find_learning_rate(RBM(4, random_state=0), X)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_model_can_be_looked_at(case: Any) -> None:
+    """Whatever its parameters are called, and whether or not there are chains to draw from."""
+    model = case.make(trainer=short(case.trainers[0], n_epochs=2), random_state=0).fit(case.data)
+    if not (model.proper or hasattr(model, "sample_exact") or hasattr(model, "regenerate")):
+        pytest.skip("its energy is that of no density: there are no samples to look at")
+    numbers = diagnose(model, case.data).numbers
+    assert numbers["parameters"] > 0 and np.isfinite(numbers["multiply_adds_per_row"])
+
+
+def test_codes_that_are_no_probabilities_are_not_called_saturated() -> None:
+    assert not {"saturated", "dead"} & set(_names(KMeans(4, random_state=0).fit(X)))
+
+
+def test_a_trainer_without_a_rate_is_told_apart() -> None:
+    with pytest.raises(CapabilityError, match="EM takes no learning rate"):
+        energyscape.find_learning_rate(KMeans(4), X)

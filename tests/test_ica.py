@@ -371,6 +371,16 @@ def test_fewer_components_leave_a_gaussian() -> None:
     assert -0.01 < gap < 0.1
 
 
+def test_more_filters_than_features_begin_alike_in_all_directions() -> None:
+    """W'W is the inverse covariance times K/d, and Σ_k a_k E[u_k tanh u_k] = d over the rows."""
+    model = OvercompleteICA(7)
+    p = model.init_params(ROWS, stream(0, Purpose.INIT))
+    covariance = np.cov(ROWS.T, bias=True)
+    np.testing.assert_allclose(p["W"].T @ p["W"] @ covariance, 7 / 4 * np.eye(4), atol=1e-10)
+    u = model.sources(p, ROWS)
+    np.testing.assert_allclose((u * np.tanh(u)).mean(axis=0) @ np.exp(p["log_a"]), 4, rtol=1e-10)
+
+
 def plane_log_likelihood(model: OvercompleteICA, params: Any, x: np.ndarray) -> float:
     points, area = grid(60.0, 601)
     log_z = np.log(np.exp(-model.free_energy(params, points)).sum() * area)

@@ -211,6 +211,17 @@ def test_rows_without_contrast_become_zero(dtype: Any, regularization: float) ->
     assert (abs(Z[5:]).max(axis=1) > 0.5).all()
 
 
+def test_the_mean_of_bright_rows_leaves_no_direction() -> None:
+    """Two roundings of half a digit of each entry, whose mean size is below 1; a mean rounded as
+    it is subtracted is off by twenty times that, which a whitening without ε scales to 1."""
+    X = (120 + 3 * np.random.default_rng(0).standard_normal((2000, 36))).astype(np.float32)
+    Z = ContrastNormalize().fit_transform(X)
+    assert abs(Z.mean(axis=1, dtype=np.float64)).max() <= np.finfo(np.float32).eps
+    variance = PCAWhitening().fit_transform(Z).var(axis=0)
+    np.testing.assert_allclose(variance[:-1], 1, rtol=1e-3)
+    assert variance[-1] == 0
+
+
 @pytest.mark.parametrize("channels", [None, 1, 3])
 def test_local_contrast_is_its_formula(channels: int | None) -> None:
     """A window in two dimensions, by scipy; weights beyond the edge count for nothing."""

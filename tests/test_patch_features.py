@@ -270,3 +270,23 @@ def test_a_file_leads_to_no_cache(tmp_path: Path) -> None:
     for held in (loaded.model, loaded.model_):
         assert held.memory is None and held.steps[0][1].memory is None
     np.testing.assert_array_equal(loaded.transform(IMAGES), features.transform(IMAGES))
+
+
+@pytest.mark.parametrize("encoder", [None, Triangle()])
+def test_data_frames_between_steps_change_nothing(encoder: Any) -> None:
+    model = make_pipeline(ContrastNormalize(), PCA(4))
+    features = PatchFeatures(model, patch=3, encoder=encoder, n_patches=50, random_state=0)
+    wanted = features.fit_transform(IMAGES)
+    with sklearn.config_context(transform_output="pandas"):
+        frame = clone(features).fit_transform(IMAGES)
+    assert list(frame.columns[:2]) == ["patchfeatures0", "patchfeatures1"]
+    np.testing.assert_array_equal(frame.to_numpy(), wanted)
+    inner = clone(features).set_params(model=clone(model).set_output(transform="pandas"))
+    np.testing.assert_array_equal(inner.fit_transform(IMAGES), wanted)
+
+
+def test_what_cannot_be_is_said_in_words() -> None:
+    with pytest.raises(ValueError, match=r"an instance such as Triangle\(\)"):
+        PatchFeatures(_kmeans(), patch=3, encoder=Triangle, n_patches=50).fit(IMAGES)
+    with pytest.raises(ValueError, match="images of one shape"):
+        PatchFeatures(_kmeans(), patch=3, n_patches=50).fit([IMAGES[0], IMAGES[1][:5]])

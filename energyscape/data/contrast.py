@@ -83,6 +83,8 @@ class ContrastNormalize(OneToOneFeatureMixin, RowTransformer):
         xp, d = namespace(x), x.shape[1]
         mean = x.mean(axis=1, dtype=np.float64)
         out = x - mean.astype(x.dtype)[:, None]
+        # The mean of a bright row was rounded: a whitening would blow up what that has left.
+        out -= out.mean(axis=1, dtype=np.float64).astype(x.dtype)[:, None]
         variance = (out * out).sum(axis=1, dtype=np.float64) / d
         # A row that is constant but for rounding has no contrast, also where ε is 0.
         rounding = (4 * np.finfo(x.dtype).eps * mean) ** 2

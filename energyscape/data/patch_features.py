@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from energyscape import io
-from energyscape.backend import Array, draw_seed
+from energyscape.backend import Array, draw_seed, is_gpu_array
 from energyscape.convolution import pair, pool, windows
 from energyscape.data.encoders import dictionary_of
 from energyscape.data.patches import PatchExtractor, as_images, with_channels
@@ -128,7 +128,7 @@ class PatchFeatures(ClassNamePrefixFeaturesOutMixin, Transformer):
         self._check_settings(rows.event_shape)
         seed = draw_seed(self.random_state)
         extractor = PatchExtractor(self.patch, self.n_patches, random_state=seed)
-        patches = extractor.fit_transform(rows.X)
+        patches = extractor.set_output(transform="default").fit_transform(rows.X)
         model = clone(self.model).fit(patches)
         self.image_shape_, self.seed_, self.model_ = tuple(rows.event_shape), seed, model
         self.n_features_per_region_ = self._encode(patches[:1]).shape[1]
@@ -172,12 +172,12 @@ class PatchFeatures(ClassNamePrefixFeaturesOutMixin, Transformer):
     def _encode(self, patches: Array) -> Array:
         """Features of patches, shape (m, K)."""
         if self.encoder is None:
-            return self.model_.transform(patches)
+            return _plain(self.model_.transform(patches))
         if not isinstance(self.model_, Pipeline):
             return self.encoder(patches, dictionary_of(self.model_))
         last = self.model_.steps[-1][1]
         before = self.model_[:-1].transform(patches) if len(self.model_) > 1 else patches
-        return self.encoder(before, dictionary_of(last))
+        return self.encoder(_plain(before), dictionary_of(last))
 
     def _places(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Places of a patch, down and across."""
@@ -189,6 +189,13 @@ class PatchFeatures(ClassNamePrefixFeaturesOutMixin, Transformer):
         if self.pooling not in ("sum", "mean", "max"):
             raise ValueError(
                 f"PatchFeatures.pooling must be 'sum', 'mean' or 'max', got {self.pooling!r}"
+            )
+        if self.encoder is not None and (
+            isinstance(self.encoder, type) or not callable(self.encoder)
+        ):
+            raise ValueError(
+                "PatchFeatures.encoder must be None or an instance such as Triangle(), got "
+                f"{self.encoder!r}"
             )
         ph, pw = pair("PatchFeatures.patch", self.patch)
         if ph > shape[0] or pw > shape[1]:
@@ -233,3 +240,8 @@ class PatchFeatures(ClassNamePrefixFeaturesOutMixin, Transformer):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
         return tags
+
+
+def _plain(features: Any) -> Array:
+    """An array also where ``set_output`` makes a step give data frames."""
+    return features if is_gpu_array(features) else np.asarray(features)

@@ -47,13 +47,17 @@ def as_images(estimator: Any, X: Any, shape: tuple[int, ...] | None = None) -> R
         numbers, NaN and infinity.
     """
     name = type(estimator).__name__
+    shapes = {x.shape for x in X if hasattr(x, "shape")} if isinstance(X, list | tuple) else set()
+    if len(shapes) > 1:
+        few = ", ".join(map(str, sorted(shapes)[:3]))
+        raise ValueError(f"{name} needs images of one shape, X has {few}: crop or resize them")
     X = X if is_gpu_array(X) or is_stored(X) else np.asarray(X)
     if X.dtype.kind not in "fiub":
         raise ValueError(f"{name} needs images of numbers, X has dtype {X.dtype}")
     if len(X.shape) not in (3, 4):
         raise ValueError(
             f"{name} needs images (n, h, w) or (n, h, w, channels), X has shape {X.shape}; rows of "
-            "pixels become images by X.reshape(len(X), h, w)"
+            "pixels become images by X.reshape(len(X), h, w), one image by X[None]"
         )
     if 0 in X.shape:
         raise ValueError(f"{name} needs at least one image of at least one pixel, got {X.shape}")

@@ -135,7 +135,8 @@ def diagnose(
     filters = to_host(model.components_)
     activations = to_host(model.transform(x))
     energies = _energies(model, x, rng, random_state)
-    numbers = _unit_numbers(activations) | _filter_numbers(filters, x.std(axis=0), shape)
+    numbers = _unit_numbers(activations, model.codes == "unit")
+    numbers |= _filter_numbers(filters, x.std(axis=0), shape)
     numbers |= _energy_numbers(energies) | _history_numbers(model.history_) | _size_numbers(model)
     findings = _findings(model, rows.X, numbers)
     name = type(model).__name__
@@ -192,8 +193,9 @@ def auc(high: np.ndarray, low: np.ndarray) -> float:
     return float(below.mean() / (2 * len(low)))
 
 
-def _unit_numbers(h: np.ndarray) -> dict[str, float]:
-    dead, saturated = h.max(axis=0) < _OFF, h.min(axis=0) > _ON
+def _unit_numbers(h: np.ndarray, unit: bool) -> dict[str, float]:
+    dead = abs(h).max(axis=0) < _OFF
+    saturated = (h.min(axis=0) > _ON) & unit
     alive = h[:, h.std(axis=0) > 1e-6]
     numbers = {
         "dead": float(dead.mean()),

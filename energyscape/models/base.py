@@ -28,6 +28,7 @@ from energyscape.backend import (
     stream,
     to_device,
 )
+from energyscape.errors import CapabilityError, DivergenceError
 from energyscape.models.inputs import as_rows, warn_range
 from energyscape.models.likelihood import LikelihoodMixin
 from energyscape.models.parameters import ParametersMixin
@@ -74,7 +75,7 @@ class EnergyModel(
     def forward(self, params: Params, x: Array, beta: Any = 1.0, base: Any = None) -> Pass:
         """What one evaluation at ``x`` gives; models that can share a product override this."""
         if base is not None or np.ndim(beta) or beta != 1.0:
-            raise TypeError(f"{type(self).__name__} has no tempered pass")
+            raise CapabilityError(f"{type(self).__name__} has no tempered pass: β = 1 alone")
         return Pass(self, params, x)
 
     @property
@@ -137,13 +138,26 @@ class EnergyModel(
         best: Any = None
         for start in range(trainer.n_init):
             self._begin(trainer, rows, start)
-            self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs)
+            try:
+                self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs)
+            except BaseException:
+                self._keep(best, trainer)
+                raise
             if best is None or self._state.history["bound"][-1] > best.history["bound"][-1]:
                 best = self._state
-        self._state = best
-        self._forget()
+        self._keep(best, trainer)
         self.complain()
         return self
+
+    def _keep(self, best: Any, trainer: Any) -> None:
+        """Show the best of several starts, and let files that callbacks wrote hold it."""
+        if best is None or best is self._state:
+            return
+        self._state = best
+        self._forget()
+        for callback in trainer.callbacks:
+            if hasattr(callback, "interrupted"):
+                callback.interrupted(self, best)
 
     def complain(self) -> None:
         """Warn of what a fit came to that its user should know; nothing by default."""
@@ -207,6 +221,7 @@ class EnergyModel(
                 _log.warning("resume: %s was %s, is %s", key, self._environment.get(key), now)
         self._continue(trainer, rows)
         self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs)
+        self.complain()
         return self
 
     def _prepare(self, X: Any, reset: bool) -> tuple[Any, Rows]:
@@ -233,9 +248,16 @@ class EnergyModel(
 
     def _begin(self, trainer: Any, rows: Rows, start: int = 0) -> None:
         plan = Plan(self.seed_, self._device, 0, None)
-        with on_device(self._device):
+        with on_device(self._device), np.errstate(over="ignore", invalid="ignore"):
             x = training.first_rows(trainer, rows, trainer.start_rows, plan, Purpose.INIT)
-            params = self.init_params(x, stream(self.seed_, Purpose.INIT, 2 + start, self._device))
+            rng = stream(self.seed_, Purpose.INIT, 2 + start, self._device)
+            try:
+                params = self.init_params(x, rng)
+            except np.linalg.LinAlgError as error:
+                raise DivergenceError(
+                    f"{type(self).__name__} cannot start from these rows: {error}. The likely "
+                    "cause is the scale of the data: standardise them, or use float64"
+                ) from error
             rng = stream(self.seed_, Purpose.START, 0, self._device)
             carry = trainer.start(self, params, x, rng)
         self._home = device_of(rows.X)  # where fitted attributes and samples are handed out

@@ -56,7 +56,7 @@ class FineTunedClassifier(ParametersMixin, PersistenceMixin, ClassifierMixin, Ba
     trainer : Backpropagation, optional
         Dropout, weight decay, jitter, momentum, schedule and the validation curve are its
         settings. Default: ``Backpropagation()``. Steps are in units of the rows' and codes' own
-        scales, so that one learning rate fits data on any scale.
+        scales, so that one learning rate fits data on any scale from 1 upwards.
     random_state : int, RandomState, Generator or None
     device : {"auto", "cpu", "cuda", "cuda:i"}, default "auto"
     verbose : int, default 0

@@ -28,14 +28,15 @@ import numpy as np
 
 from energyscape.backend import Array, Purpose, namespace, stream
 from energyscape.errors import CapabilityError
-from energyscape.kernels import sigmoid, softplus_sum
+from energyscape.kernels import sigmoid
 from energyscape.layers import Affine, Sigmoid
-from energyscape.models.bipartite import BipartiteModel, BipartitePass, binary_states
+from energyscape.models.binary_visible import BinaryVisible
+from energyscape.models.bipartite import BipartitePass
 from energyscape.models.layered import Layers
 from energyscape.models.likelihood import LikelihoodBounds
 from energyscape.registry import register
 from energyscape.samplers import AIS
-from energyscape.verbs import Param, Params, as_column, check_count
+from energyscape.verbs import Param, Params, check_count
 
 _TINY = np.finfo(np.float64).tiny
 _SHARED_RATE = 100.0  # of weights between hidden layers, times √(units below · units above)
@@ -53,7 +54,7 @@ class _CompletedPass(BipartitePass):
 
 
 @register
-class DeepBoltzmannMachine(BipartiteModel):
+class DeepBoltzmannMachine(BinaryVisible):
     """Deep Boltzmann machine with binary units.
 
     Rows in [0, 1] are read as probabilities or as bits; for grey images give the trainer
@@ -118,8 +119,6 @@ class DeepBoltzmannMachine(BipartiteModel):
     >>> model.fit_transform(X).shape
     (1797, 48)
     """
-
-    domain = "binary"
 
     def __init__(
         self,
@@ -244,30 +243,13 @@ class DeepBoltzmannMachine(BipartiteModel):
         field += params["c"]
         return field
 
-    def visible_energies(
-        self, params: Params, x: Array, base: Params | None
-    ) -> tuple[Array, Array | None]:
-        wide = x.astype(np.float64)
-        own = -(wide @ params["b"].astype(np.float64))
-        return own, None if base is None else -(wide @ base["b"].astype(np.float64))
-
     def grad_from(self, params: Params, x: Array, hidden: Array, weights: Array) -> Params:
         """Σ_i w_i ∂F(y_i)/∂θ, with p of the odd side in ``hidden``."""
         h = hidden * -weights[:, None]
         return Layers(params).products(x, h) | {"b": -(weights @ x), "c": h.sum(axis=0)}
 
-    def sample_visible(
-        self, params: Params, h: Array, rng: Any, beta: Any = 1.0, base: Params | None = None
-    ) -> Array:
-        """y ~ p(even layers | odd layers), shape (n, units of the even layers)."""
-        field = self._even_field(params, h)
-        if base is not None or np.ndim(beta) or beta != 1.0:
-            field *= as_column(beta, field)
-        if base is not None:
-            field += as_column(1.0 - beta, field) * base["b"]
-        return rng.bernoulli_logit(field, out=field)
-
-    def _even_field(self, params: Params, h: Array) -> Array:
+    def visible_field(self, params: Params, h: Array) -> Array:
+        """Fields of the even layers given the odd ones."""
         field = Layers(params).fields(h, 0)
         field += params["b"]
         return field
@@ -334,46 +316,6 @@ class DeepBoltzmannMachine(BipartiteModel):
         for n in range(1, len(means)):
             left = xp.stack([means[n - 1], slopes[n - 1]], axis=1)
             grads[f"W{n}"] -= left @ xp.stack([slopes[n], means[n]])
-
-    # ------------------------------------------------------------ log Z
-
-    def base_measure(self, params: Params) -> Params:
-        """Independent units: visible ones at the rates of the data, hidden even ones at their mean
-        activity where training is centred (else 1/2); odd ones are fair coins."""
-        xp = namespace(params["mean_v"])
-        p = xp.clip(params["mean_v"], 1e-3, 1 - 1e-3)
-        return {"b": xp.log(p / (1 - p))}
-
-    def base_log_partition(self, params: Params, base: Params) -> float:
-        wide = base["b"].astype(np.float64)[None]
-        return float(softplus_sum(wide)[0]) + len(params["c"]) * math.log(2)
-
-    def enumerable_units(self, params: Params) -> int:
-        """Units of the smaller side."""
-        return min(len(params["b"]), len(params["c"]))
-
-    def visible_log_partition(self, params: Params, h: Array) -> Array:
-        return softplus_sum(self._even_field(params, h))
-
-    def _log_weight(self, params: Params, states: Array) -> Array:
-        if _sums_over_even(params):
-            return -self.free_energy(params, states)
-        return super()._log_weight(params, states)
-
-    def state_grad(self, params: Params, h: Array, weights: Array) -> Params:
-        if _sums_over_even(params):
-            return self.free_energy_grad(params, h, -weights)
-        field = self._even_field(params, h)
-        mean, weighted = sigmoid(field, out=field), h * weights[:, None]
-        grads = {"b": weights @ mean, "c": weighted.sum(axis=0)}
-        return Layers(params).products(mean, weighted) | grads
-
-    def sample_exact(self, params: Params, n: int, rng: Any) -> Array:
-        """``n`` exact, independent draws of y, from the enumerated states of the smaller side."""
-        if not _sums_over_even(params):
-            return super().sample_exact(params, n, rng)
-        states = self._draw_states(self._state_log_weights(params), n, rng)
-        return binary_states(states, self.enumerable_units(params), params["b"])
 
     # ------------------------------------------------------------ fitted
 
@@ -455,10 +397,6 @@ class DeepBoltzmannMachine(BipartiteModel):
     def intercept_hidden_(self) -> Any:
         self._need_fit("intercept_hidden_")
         return self.intercepts_[1]
-
-
-def _sums_over_even(params: Params) -> bool:
-    return len(params["b"]) < len(params["c"])
 
 
 def _entropy(p: Array) -> Array:

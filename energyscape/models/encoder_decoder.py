@@ -18,6 +18,7 @@ import numpy as np
 from energyscape.activations import activation
 from energyscape.backend import Array, namespace
 from energyscape.corruptions import SaltAndPepper
+from energyscape.errors import CapabilityError
 from energyscape.kernels import softplus_sum
 from energyscape.layers import Affine, LayerGrad, LayerPass, backward_chain
 from energyscape.models.base import EnergyModel
@@ -90,7 +91,7 @@ class EncoderDecoder(EnergyModel):
         """The dynamics that the trainer taught (corrupt, reconstruct); else HMC on the energy."""
         trainer = self.default_trainer() if self.trainer is None else self.trainer
         noise = trainer.noise() if hasattr(trainer, "noise") else None
-        if noise is None and self.domain == "real":
+        if noise is None and self.domain == "real" and self.proper:
             return HMC()
         return DenoisingChain(SaltAndPepper() if noise is None else noise)
 
@@ -311,7 +312,7 @@ class EncoderDecoder(EnergyModel):
     ) -> EncoderDecoderPass:
         """The layers' passes at ``x``, and all that follows from them."""
         if base is not None or np.ndim(beta) or beta != 1.0:
-            raise TypeError(f"{type(self).__name__} has no tempered pass")
+            raise CapabilityError(f"{type(self).__name__} has no tempered pass: β = 1 alone")
         return EncoderDecoderPass(self, params, x)
 
     def free_energy(self, params: Params, x: Array) -> Array:
@@ -360,6 +361,8 @@ class EncoderDecoder(EnergyModel):
     def start_points(self, params: Params, n: int, rng: Any) -> Array:
         """Where chains begin: features drawn one by one at the data's mean and scale."""
         xp, mean = namespace(params["mean"]), params["mean"]
+        if "scale" not in params and self.domain != "unit":
+            return xp.broadcast_to(mean, (n, len(mean))).copy()
         if "scale" not in params:
             return rng.bernoulli(xp.broadcast_to(xp.clip(mean, 0, 1), (n, len(mean))))
         return self._in_data_units(params, rng.normal((n, len(mean)), mean.dtype))

@@ -99,7 +99,7 @@ class FactorAnalysis(EnergyModel):
         return ClosedForm()
 
     def default_sampler(self) -> Any:
-        """HMC, for in-painting and other temperatures."""
+        """HMC, for in-painting."""
         return HMC()
 
     def check_settings(self) -> None:
@@ -297,7 +297,8 @@ class FactorAnalysis(EnergyModel):
         if fallen:
             warnings.warn(
                 f"the noise variance of {fallen} features fell to min_variance="
-                f"{self.min_variance:g} of theirs (Heywood cases): use fewer factors",
+                f"{self.min_variance:g} of theirs (Heywood cases): use fewer factors, and drop "
+                "constant features",
                 ConvergenceWarning,
                 stacklevel=3,
             )

@@ -77,14 +77,15 @@ class LikelihoodMixin:
         Warns
         -----
         UnnormalizedScoreWarning
-            If the energy is that of no density (codes, reconstruction errors), so that scores
+            If log Z is not known, or there is none (codes, reconstruction errors), so that scores
             rank rows under one model and must not choose between models.
         """
         energy = self.energy(X)
         if not self.has_density:
+            what = "log Z is not known" if self.proper else "the energy is that of no density"
             warnings.warn(
-                f"{type(self).__name__} has no normalised density: its scores are -F(x), which "
-                "compare rows under one model, not models",
+                f"{type(self).__name__}: {what}, so that scores are -F(x), which compare rows "
+                "under one model, not models",
                 UnnormalizedScoreWarning,
                 stacklevel=2,
             )

@@ -117,12 +117,19 @@ class LinearSources(EnergyModel):
         return (params["W"].shape[1],)
 
     def precondition(self, params: Params, grads: Params) -> None:
-        """∇ → the natural direction, in place: ∇W M and M⁻¹∇m with M = W'W d/k (d features)."""
-        W, A = params["W"], self.mixing(params)
+        """∇ → the natural direction, in place: ∇W M and M⁻¹∇m with M = W'W d/k (d features).
+
+        A batch with a row far out may ask for a step of many times W itself, from which there is
+        no return: a step of W is at most the size of W, and one of m the spread of a source.
+        """
+        xp, W, A = namespace(params["W"]), params["W"], self.mixing(params)
         share = W.dtype.type(W.shape[1] / len(W))
-        grads["W"][...] = grads["W"] @ (W.T @ W) * share
+        relative = (grads["W"] @ W.T) * share
+        pull = (grads["m"] @ A) / share
+        root = W.dtype.type(math.sqrt(len(W)))
         # By A = W⁻¹ and not by M: the condition of M is the square of that of W.
-        grads["m"][...] = A @ (A.T @ grads["m"]) / share
+        grads["W"][...] = (relative @ W) * xp.minimum(1, root / _size(relative))
+        grads["m"][...] = (A @ pull) * xp.minimum(1, root / _size(pull))
 
     def check_rows(self, n: int, event_shape: tuple[int, ...]) -> None:
         d = math.prod(event_shape)
@@ -182,3 +189,9 @@ def log_cosh(u: Array) -> Array:
     xp = namespace(u)
     size = abs(u)
     return size + xp.log1p(xp.exp(-2 * size)) - u.dtype.type(math.log(2))
+
+
+def _size(a: Array) -> Array:
+    """Euclidean norm, kept off 0."""
+    xp = namespace(a)
+    return xp.sqrt((a * a).sum()) + a.dtype.type(1e-30)

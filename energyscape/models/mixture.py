@@ -364,8 +364,8 @@ or (n_components,)
             warnings.warn(
                 f"{fallen} of {self.n_components} covariances are singular and rest on reg_covar="
                 f"{self.reg_covar:g} (times the variances of the features): their likelihood is "
-                "that of the floor. Use fewer components, a simpler covariance_type or a larger "
-                "reg_covar",
+                "that of the floor. Drop constant features, or use fewer components, a simpler "
+                "covariance_type or a larger reg_covar",
                 ConvergenceWarning,
                 stacklevel=3,
             )

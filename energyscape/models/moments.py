@@ -23,7 +23,7 @@ def moment_sums(x: Array, offset: Array) -> Params:
     size = max(2 * d, 256, (_ON_GPU if is_gpu_array(x) else _BLOCK) // d)
     ones = xp.ones(min(size, n), x.dtype)
     far = is_gpu_array(x) or offset.any()  # to ask a GPU would be to wait for it
-    block = xp.empty((min(size, n), d), x.dtype) if far else None
+    block = xp.empty((min(size, n) if far else 0, d), x.dtype)
     for lo in range(0, n, size):
         away = x[lo : lo + size]
         if far:

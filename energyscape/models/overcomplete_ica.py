@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
+from energyscape.models.ica import decorrelated
 from energyscape.models.linear_sources import LinearSources, log_cosh, whitening
 from energyscape.registry import register
 from energyscape.samplers import HMC
@@ -89,16 +90,17 @@ class OvercompleteICA(LinearSources):
     # ------------------------------------------------------------ verbs
 
     def init_params(self, x: Array, rng: Any) -> Params:
-        """Random directions of white rows, as strong as lets exp(-F) spread as the rows do.
+        """Random directions of white rows that cover all of them alike (a tight frame, W'W ∝ the
+        inverse covariance), as strong as lets exp(-F) spread as the rows do.
 
         E[x'∂F/∂x] = d holds for every density (by parts), which gives the strength.
         """
         xp, (m, V) = namespace(x), whitening(x)
-        B = rng.normal((self.n_components, x.shape[1]), np.float64)
-        B /= xp.sqrt((B * B).sum(axis=1))[:, None]
+        k, d = self.n_components, x.shape[1]
+        B = decorrelated(rng.normal((d, k), np.float64)).T * math.sqrt(k / d)
         y = (x.astype(np.float64) - m) @ (B @ V).T
-        a = x.shape[1] / (y * xp.tanh(y)).mean(axis=0).sum()
-        log_a = xp.zeros(self.n_components) + xp.log(a)
+        a = d / (y * xp.tanh(y)).mean(axis=0).sum()
+        log_a = xp.zeros(k) + xp.log(a)
         return {k: v.astype(x.dtype) for k, v in {"W": B @ V, "m": m, "log_a": log_a}.items()}
 
     def param_specs(self) -> dict[str, Param]:

@@ -23,6 +23,7 @@ from energyscape.models.base import EnergyModel
 from energyscape.models.moments import leading_axes, mean_and_scatter, moment_sums, origin, signed
 from energyscape.registry import register
 from energyscape.samplers import HMC
+from energyscape.sources import Rows
 from energyscape.trainers import ClosedForm
 from energyscape.verbs import Param, Params, check_count
 
@@ -133,6 +134,12 @@ class PCA(EnergyModel):
                 f"n_components={self.n_components} must be between 1 and min(n_samples, "
                 f"n_features)={most}"
             )
+
+    def _begin(self, trainer: Any, rows: Rows, start: int = 0) -> None:
+        if self.n_components is None:  # the rows shown say how many axes there are
+            most = min(len(rows), *rows.event_shape)
+            trainer.start_rows = max(trainer.start_rows, most)
+        super()._begin(trainer, rows, start)
 
     def passes(self, params: Params) -> int:
         """One, or those that refine a random subspace."""
@@ -356,8 +363,13 @@ class PCA(EnergyModel):
         return int(self._params["W"].shape[1])
 
     def _check_shapes(self) -> None:
-        if self.n_components is not None:
+        found = self._state.params.get("W")
+        width = None if found is None or found.ndim != 2 else found.shape[1]
+        known, self.n_components = self.n_components, self.n_components or width
+        try:
             super()._check_shapes()
+        finally:
+            self.n_components = known
 
     @property
     def components_(self) -> Any:

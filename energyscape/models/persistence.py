@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from energyscape import io
 from energyscape.backend import to_host
 from energyscape.registry import from_tree, registered, to_tree
+from energyscape.trainers.base import Trainer
 from energyscape.training import TrainState
 
 
@@ -69,6 +70,8 @@ class PersistenceMixin:
         """Take up what `file_state` gave."""
 
         self.trainer_ = from_tree(meta["trainer"])
+        if not isinstance(self.trainer_, Trainer):
+            raise ValueError(f"its trainer is a {type(self.trainer_).__name__}")
         self.seed_, self.n_features_in_ = int(meta["seed"]), int(meta["n_features_in"])
         if meta.get("image_shape") is not None:
             self.image_shape_ = from_tree(meta["image_shape"])

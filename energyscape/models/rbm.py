@@ -7,7 +7,6 @@ RBM (Smolensky, 1986; Hinton, 2002)
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,15 @@ import numpy as np
 from energyscape.backend import Array, namespace
 from energyscape.kernels import sigmoid, softplus_sum
 from energyscape.layers import Affine, Sigmoid
-from energyscape.models.bipartite import BipartiteModel, binary_states, bipartite_shapes
+from energyscape.models.binary_visible import BinaryVisible
+from energyscape.models.bipartite import bipartite_shapes
 from energyscape.registry import register
 from energyscape.sources import rows_per_block
-from energyscape.verbs import Param, Params, as_column
+from energyscape.verbs import Param, Params
 
 
 @register
-class RBM(BipartiteModel):
+class RBM(BinaryVisible):
     """Restricted Boltzmann machine with binary visible and hidden units.
 
     Rows in [0, 1] are read as probabilities or as bits; for grey images give the trainer
@@ -70,8 +70,6 @@ class RBM(BipartiteModel):
     >>> RBM(n_components=16, random_state=0).fit_transform(X).shape
     (1797, 16)
     """
-
-    domain = "binary"
 
     def __init__(
         self,
@@ -123,29 +121,10 @@ class RBM(BipartiteModel):
     def scaled(self, params: Params, x: Array) -> Array:
         return x
 
-    def visible_energies(
-        self, params: Params, x: Array, base: Params | None
-    ) -> tuple[Array, Array | None]:
-        wide = x.astype(np.float64)
-        own = -(wide @ params["b"].astype(np.float64))
-        return own, None if base is None else -(wide @ base["b"].astype(np.float64))
-
     def grad_from(self, params: Params, x: Array, hidden: Array, weights: Array) -> Params:
         """Σ_i w_i ∂F(x_i)/∂θ = -Σ_i w_i (x_i p_i', x_i, p_i) with p = p(h = 1|x)."""
         h = hidden * -weights[:, None]
         return {"W": x.T @ h, "b": -(weights @ x), "c": h.sum(axis=0)}
-
-    def sample_visible(
-        self, params: Params, h: Array, rng: Any, beta: Any = 1.0, base: Params | None = None
-    ) -> Array:
-        """x ~ p(x|h), shape (n, n_features)."""
-        field = self._visible_field(params, h)
-        if base is None and np.ndim(beta) == 0 and beta == 1.0:
-            return rng.bernoulli_logit(field, out=field)
-        field *= as_column(beta, field)
-        if base is not None:
-            field += as_column(1.0 - beta, field) * base["b"]
-        return rng.bernoulli_logit(field, out=field)
 
     def affine_layers(self, params: Params) -> list[Affine]:
         """One layer: p(h = 1|x), and the mean of x given h."""
@@ -154,49 +133,13 @@ class RBM(BipartiteModel):
 
     def decode(self, params: Params, h: Array) -> Array:
         """Mean of x given hidden activities, shape (n, n_features)."""
-        field = self._visible_field(params, h)
+        field = self.visible_field(params, h)
         return sigmoid(field, out=field)
 
-    def _visible_field(self, params: Params, h: Array) -> Array:
+    def visible_field(self, params: Params, h: Array) -> Array:
         field = h @ params["W"].T
         field += params["b"]
         return field
-
-    def base_measure(self, params: Params) -> Params:
-        """Independent units at the rates of the data, kept away from 0 and 1."""
-        xp = namespace(params["mean_v"])
-        p = xp.clip(params["mean_v"], 1e-3, 1 - 1e-3)
-        return {"b": xp.log(p / (1 - p))}
-
-    def base_log_partition(self, params: Params, base: Params) -> float:
-        wide = base["b"].astype(np.float64)[None]
-        return float(softplus_sum(wide)[0]) + params["W"].shape[1] * math.log(2)
-
-    # ------------------------------------------------------------ exact sums over states
-
-    def enumerable_units(self, params: Params) -> int:
-        return min(params["W"].shape)
-
-    def visible_log_partition(self, params: Params, h: Array) -> Array:
-        return softplus_sum(self._visible_field(params, h))
-
-    def _log_weight(self, params: Params, states: Array) -> Array:
-        if _sums_over_visible(params):
-            return -self.free_energy(params, states)
-        return super()._log_weight(params, states)
-
-    def state_grad(self, params: Params, h: Array, weights: Array) -> Params:
-        if _sums_over_visible(params):
-            grads = self.free_energy_grad(params, h, -weights)
-            return {k: grads[k] for k in "Wbc"}
-        mean, weighted = self.decode(params, h), h * weights[:, None]
-        return {"W": mean.T @ weighted, "b": weights @ mean, "c": weighted.sum(axis=0)}
-
-    def sample_exact(self, params: Params, n: int, rng: Any) -> Array:
-        if not _sums_over_visible(params):
-            return super().sample_exact(params, n, rng)
-        states = self._draw_states(self._state_log_weights(params), n, rng)
-        return binary_states(states, self.enumerable_units(params), params["W"])
 
     # ------------------------------------------------------------ fitted
 
@@ -230,7 +173,3 @@ class RBM(BipartiteModel):
             gained = flipped + softplus_sum(passed.field)[:, None]
             out[lo : lo + size] = -softplus_sum(-gained)
         return out
-
-
-def _sums_over_visible(params: Params) -> bool:
-    return params["W"].shape[0] < params["W"].shape[1]

@@ -17,6 +17,7 @@ from energyscape.backend import (
     stream,
     to_device,
 )
+from energyscape.errors import CapabilityError
 from energyscape.samplers import Clamped
 from energyscape.samplers.base import Sampler
 from energyscape.verbs import check_count, need, speaks
@@ -81,6 +82,12 @@ class SamplingMixin:
         sampler = self.default_sampler() if sampler is None else sampler
         if not isinstance(sampler, Sampler):
             raise ValueError(f"sampler must be a sampler, got {sampler!r}")
+        if sampler.follows_energy and not self.proper:
+            raise CapabilityError(
+                f"exp(-F) of {type(self).__name__} has no normaliser, so that the chains of "
+                f"{type(sampler).__name__} would run away; call sample(n) alone, where there are "
+                "exact draws, or give it a DenoisingChain, where rows are reconstructed"
+            )
         if sampler.tempers and beta != 1:
             raise ValueError(f"beta={beta} with {sampler!r}: its ladder leads from β = 1 downwards")
         with on_device(self._device):

@@ -194,7 +194,7 @@ class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             loss="cross_entropy" if entropy else "squared",
             output=bottom,
             tied=False,
-            trainer=Reconstruction() if trainer is None else clone(trainer),
+            trainer=Reconstruction() if trainer is None else trainer,
             random_state=self.seed_,
         )
         return model.from_layers(layers, self.layers_[0], self._n_rows)

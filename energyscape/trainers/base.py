@@ -21,6 +21,13 @@ from energyscape.optim import SGD, Moment, Optimizer
 from energyscape.verbs import Params, Pass, check_count
 
 # Enough updates to learn, but small data are not gone through until they are known by heart.
+# What to give where a nested parameter is set of something that is None.
+_EXAMPLES = (
+    ("optimizer", "SGD(0.1)"),
+    ("sampler", "HMC()"),
+    ("corruption", "Masking(0.25)"),
+    ("penalty", "KL(0.05)"),
+)
 _UPDATES, _FEWEST_EPOCHS, _MOST_EPOCHS = 10_000, 10, 1000
 
 
@@ -117,9 +124,10 @@ class Trainer(BaseEstimator):
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters by name, nested ones as ``optimizer__momentum``."""
-        for part, example in (("optimizer", "SGD(0.1)"), ("sampler", "HMC()")):
+        own = self.get_params(deep=False)
+        for part, example in _EXAMPLES:
             nested = [key for key in params if key.startswith(f"{part}__")]
-            if nested and getattr(self, part, None) is None and params.get(part) is None:
+            if nested and params.get(part, own.get(part, self)) is None:
                 raise ValueError(
                     f"{nested[0]} has nothing to set: {type(self).__name__}.{part} is None. Pass "
                     f"one first, e.g. {type(self).__name__}({part}={example})"

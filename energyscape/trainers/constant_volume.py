@@ -98,8 +98,9 @@ class EM(_FromSums):
     """Expectation and maximisation: sums under the present parameters, then their best answer.
 
     Each iteration is one pass over all rows, and the mean energy never rises (history ``bound`` is
-    its negative before each update). With ``batch_size`` the sums are running means over batches,
-    as in mini-batch k-means: many cheap updates a pass, without that guarantee.
+    its negative before each update). ``partial_fit`` makes one iteration on the rows that it is
+    given, and those before are forgotten. With ``batch_size`` the sums are running means over
+    batches, as in mini-batch k-means: many cheap updates a pass, without that guarantee.
 
     Parameters
     ----------
@@ -116,6 +117,7 @@ class EM(_FromSums):
         all batches alike.
     n_init : int, default 1
         Starts from different random numbers, of which the one with the lowest mean energy stays.
+        ``resume`` finishes the start that was interrupted, and makes no others.
     validation_fraction : float in [0, 1), default 0
         Rows set apart (by index) for ``energy_valid`` in the history.
     callbacks : sequence of callables, default ()

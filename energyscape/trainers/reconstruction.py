@@ -143,7 +143,7 @@ class Reconstruction(Trainer):
         return model.backward(up, down, da, extras)[0] | sums, down[-1]
 
     def _residuals(self, params: Params, slope: Array, n: int) -> Params:
-        if "residual" not in params or self.noise() is None:
+        if "residual" not in params:
             return {}
         squares = (slope * slope).sum(axis=0)  # of 2(r - x), as shares of the scale
         squares *= squares.dtype.type(0.25 / n)
