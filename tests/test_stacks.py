@@ -579,3 +579,12 @@ def test_a_stack_on_the_device(name: str, fake_cupy: Any) -> None:
 def test_a_mixture_is_no_layer_of_a_chain() -> None:
     with pytest.raises(CapabilityError, match="unrolling layer 1"):
         StackedAutoEncoder([GaussianMixture(2)]).fit(reals()).unroll()
+
+
+def test_features_that_are_set_after_the_fit_are_checked_too() -> None:
+    X = np.random.default_rng(0).random((40, 6))
+    quick = Reconstruction(n_epochs=1)
+    stack = StackedAutoEncoder([AutoEncoder(4, trainer=quick), AutoEncoder(3, trainer=quick)])
+    stack.fit(X).set_params(features=5)
+    with pytest.raises(ValueError, match="features=5, but there are 2 layers"):
+        stack.transform(X)

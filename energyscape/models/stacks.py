@@ -93,15 +93,18 @@ class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                     f"codes of layer {i + 1} ({type(lower).__name__}) are {lower.codes}. Use a "
                     "sigmoid below, or a model of real values above"
                 )
+        self._check_features(len(layers))
+
+    def _check_features(self, count: int) -> None:
+        name = type(self).__name__
         number = isinstance(self.features, numbers.Integral)
         if not number and self.features not in ("last", "all"):
             raise ValueError(
                 f"{name}.features must be 'last', 'all' or a layer's number, got {self.features!r}"
             )
-        if number and not -len(layers) <= int(self.features) < len(layers):
+        if number and not -count <= int(self.features) < count:
             raise ValueError(
-                f"{name}.features={self.features}, but there are {len(layers)} layers (0 is the "
-                "lowest)"
+                f"{name}.features={self.features}, but there are {count} layers (0 is the lowest)"
             )
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -119,6 +122,7 @@ class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         array, shape (n, n_features_out)
         """
         check_is_fitted(self)
+        self._check_features(len(self.layers_))  # it may have been set since
         as_rows(self, X, reset=False)
         codes, h = [], X
         last = len(self.layers_) - 1 if isinstance(self.features, str) else self.features
@@ -231,6 +235,8 @@ class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             self.layers_.append(io.restore(layer, io.under(arrays, f"layers/{i}/")))
         self.seed_, self._n_rows = int(meta["seed"]), int(meta["n_rows"])
         self.n_features_in_ = int(meta["n_features_in"])
+        if not self.layers_:
+            raise ValueError("a stack has layers, and the file holds none")
         if meta["feature_names_in"] is not None:
             self.feature_names_in_ = np.asarray(meta["feature_names_in"], dtype=object)
 
