@@ -4,9 +4,9 @@ One row at a time, by name: `python -m benchmarks.mnist_deep sdae3 --budget 30`.
 all 60,000 training rows without labels; then (features) scikit-learn's logistic regression takes
 its codes, with C from 10,000 training rows held out, and (fine-tuned) `FineTunedClassifier` goes on
 from its layers on all rows, with the settings of FINE, the same for every row of the table. 25
-epochs were tried first, on SDAE-3 and DBN-3: 1.52 and 1.40 %, with half of the budget unused; 60 use it.
-Each run is added to results/mnist_deep.json; `--report` writes the block of RESULTS.md from the
-newest run of each row.
+epochs were tried first, on SDAE-3 and DBN-3: 1.52 and 1.40 %, with half of the budget unused; 60
+use it. Each run is added to results/mnist_deep.json; `--report` writes the block of RESULTS.md from
+the newest run of each row.
 
 Budget: `--budget` CPU minutes are shared between pre-training and fine-tuning; both stop at the
 epoch that finds their share spent, and the row says so.
