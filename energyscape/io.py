@@ -130,14 +130,14 @@ def under(arrays: Arrays, prefix: str) -> Arrays:
 
 
 @functools.cache
-def _pools() -> ThreadpoolController:
+def thread_pools() -> ThreadpoolController:
     """The thread pools of this process; finding them takes milliseconds, asking them none."""
     return ThreadpoolController()
 
 
 def environment(device: str) -> dict[str, Any]:
     """What a bit-exact resume depends on besides the file: versions, device type, threads."""
-    blas = [pool["num_threads"] for pool in _pools().info() if pool["user_api"] == "blas"]
+    blas = [pool["num_threads"] for pool in thread_pools().info() if pool["user_api"] == "blas"]
     return {
         "energyscape": __version__,
         "python": platform.python_version(),

@@ -6,10 +6,12 @@ import numpy as np
 import scipy.linalg
 
 from energyscape.backend import Array, is_gpu_array, namespace
+from energyscape.io import thread_pools
 from energyscape.verbs import Params
 
 # Elements of a block: few enough to stay in the cache, many enough for a good product.
 _BLOCK, _ON_GPU = 1 << 17, 1 << 26
+_LARGE = 256  # a matrix whose leading axes are quicker to find alone
 
 
 def moment_sums(x: Array, offset: Array) -> Params:
@@ -64,8 +66,11 @@ def leading_axes(matrix: Array, count: int) -> tuple[Array, Array]:
     Each vector's largest entry is positive, so that results do not depend on a solver's signs.
     """
     xp, n = namespace(matrix), len(matrix)
-    if 2 * count < n and not is_gpu_array(matrix):  # a third of the time of all axes
-        values, vectors = scipy.linalg.eigh(matrix, subset_by_index=(n - count, n - 1))
+    if n > _LARGE and 2 * count < n and not is_gpu_array(matrix):
+        # A third of the time of all axes; on one thread, because SciPy's BLAS has threads of its
+        # own, which would wait in NumPy's way for a while afterwards.
+        with thread_pools().limit(limits=1, user_api="blas"):
+            values, vectors = scipy.linalg.eigh(matrix, subset_by_index=(n - count, n - 1))
     else:
         values, vectors = xp.linalg.eigh(matrix)
     values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
