@@ -47,11 +47,14 @@ class Activation(BaseEstimator):
         Whether f is the identity, so that its slope need not be multiplied by.
     bounded : bool
         Whether all values of f lie in a finite interval.
+    probabilities : bool
+        Whether values are probabilities of which a are the log-odds.
     """
 
     codes: str
     linear = False
     bounded = False
+    probabilities = False
 
     def check(self) -> None:
         """Raise ValueError for settings that cannot be."""
@@ -102,6 +105,7 @@ class Sigmoid(Activation):
 
     codes = "unit"
     bounded = True
+    probabilities = True
 
     def value(self, a: Array, out: Array = None) -> Array:
         """f(a); ``out`` may be ``a`` itself."""

@@ -60,6 +60,11 @@ class TrainState:
     history: dict[str, list[float]] = field(default_factory=dict)
     n_rows: int = 0
 
+    def move(self, device: str) -> None:
+        """All arrays onto ``device``."""
+        for part in (self.params, self.carry):
+            part.update({key: to_device(value, device) for key, value in part.items()})
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -81,6 +86,16 @@ class Plan:
     until: int
     span: int | None
     verbose: bool = False
+
+
+def split(trainer: Any, rows: Rows, seed: int) -> tuple[Rows, Rows | None]:
+    """Rows to train on and, where the trainer asks for them, rows set apart; its settings settled
+    for that number."""
+    held_out = None
+    if trainer.validation_fraction:
+        rows, held_out = rows.split(trainer.validation_fraction, stream(seed, Purpose.SPLIT, 2))
+    trainer.settle(len(rows))
+    return rows, held_out
 
 
 def run(

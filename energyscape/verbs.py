@@ -38,9 +38,10 @@ VERBS: dict[str, str] = {
     "network_grad": "(passes, y, scale) → the labels' gradient by name",
     "encoder": "(params, x) → passes of the layers up, bottom first",
     "decoder": "(params, h) → passes of the layers down to the reconstruction",
+    "standardized": "(params, x) → rows as the first layer takes them",
     "backward": "(up, down, da, extras, need_dx) → gradients by name, and that in the rows",
-    "row_loss": "(params, out, x) → (n,) float64: loss of rows x at the decoder's last pass",
-    "loss_slope": "(params, out, x) → ∂loss/∂a of the last pre-activations, in multiples of unit",
+    "row_loss": "(params, out, x) → (n,) float64: loss of standardized rows x at the last pass",
+    "loss_slope": "(out, x) → ∂loss/∂a of the last pre-activations, in multiples of unit",
     "redraw": "(params, out, rng) → a draw of the reconstruction at the decoder's last pass",
     "regenerate": "(params, x, rng) → a draw of the reconstruction of x",
     "start_points": "(params, n, rng) → where chains begin, near the data",
@@ -136,6 +137,22 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise ValueError unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def check_nested(estimator: Any, given: dict[str, Any], examples: dict[str, str]) -> None:
+    """Raise ValueError where ``set_params`` names a part of a part that is None.
+
+    ``examples`` says, by part, what might be given instead.
+    """
+    own = estimator.get_params(deep=False)
+    for part, example in examples.items():
+        nested = [key for key in given if key.startswith(f"{part}__")]
+        if nested and part in own and given.get(part, own[part]) is None:
+            name = type(estimator).__name__
+            raise ValueError(
+                f"{nested[0]} has nothing to set: {name}.{part} is None. Pass one first, e.g. "
+                f"{name}({part}={example})"
+            )
 
 
 def speaks(model: Any, verbs: tuple[str, ...]) -> list[str]:

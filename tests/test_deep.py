@@ -141,7 +141,7 @@ def trained_loss(model: Any, trainer: Any, params: Any, x: np.ndarray) -> float:
     seen = x if trainer.noise() is None else trainer.noise().corrupt(x, rng)[0]
     up = model.encoder(params, seen)
     out = model.decoder(params, up[-1].h)[-1]
-    loss = (model.row_loss(params, out, x) / model.unit(params)).mean()
+    loss = (model.row_loss(params, out, model.standardized(params, x)) / model.unit(params)).mean()
     return float(loss + sum(penalty(up, rng)[0] for penalty in trainer.all_penalties()))
 
 

@@ -8,11 +8,13 @@ device of the fit, runs the loop, and hands results back in the container that c
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from energyscape import io, training
@@ -37,7 +39,7 @@ from energyscape.models.sampling import SamplingMixin
 from energyscape.samplers import Target
 from energyscape.sources import Rows, rows_per_block
 from energyscape.training import Plan, TrainState
-from energyscape.verbs import Params, Pass, check_count, need, require
+from energyscape.verbs import Params, Pass, check_count, check_nested, need, require
 
 _log = logging.getLogger("energyscape")
 
@@ -133,7 +135,7 @@ class EnergyModel(
         warn_range(self, rows.X)
         self.seed_ = draw_seed(self.random_state)
         self._device = resolve_device(self.device, rows.X)
-        rows, held_out = self._split(trainer, rows)
+        rows, held_out = training.split(trainer, rows, self.seed_)
         self.check_rows(len(rows), rows.event_shape)
         best: Any = None
         for start in range(trainer.n_init):
@@ -146,7 +148,7 @@ class EnergyModel(
             if best is None or self._state.history["bound"][-1] > best.history["bound"][-1]:
                 best = self._state
         self._keep(best, trainer)
-        self.complain()
+        self._warn(trainer)
         return self
 
     def _keep(self, best: Any, trainer: Any) -> None:
@@ -159,8 +161,9 @@ class EnergyModel(
             if hasattr(callback, "interrupted"):
                 callback.interrupted(self, best)
 
-    def complain(self) -> None:
-        """Warn of what a fit came to that its user should know; nothing by default."""
+    def complaint(self) -> str | None:
+        """What a fit came to that its user should know, in words; None by default."""
+        return None
 
     def partial_fit(self, X: Any, y: Any = None) -> Any:
         """One more epoch over ``X`` in batches, at a constant learning rate.
@@ -210,7 +213,7 @@ class EnergyModel(
         """
         check_is_fitted(self)
         trainer, rows = self._prepare(X, reset=False)
-        rows, held_out = self._split(trainer, rows)
+        rows, held_out = training.split(trainer, rows, self.seed_)
         if len(rows) != self._state.n_rows:
             raise ValueError(
                 f"the interrupted run had {self._state.n_rows} training rows, X gives {len(rows)}; "
@@ -221,8 +224,14 @@ class EnergyModel(
                 _log.warning("resume: %s was %s, is %s", key, self._environment.get(key), now)
         self._continue(trainer, rows)
         self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs)
-        self.complain()
+        self._warn(trainer)
         return self
+
+    def _warn(self, trainer: Any) -> None:
+        """Say what the run and the fit came to, where ``fit`` was called."""
+        for complaint in (trainer.complaint(self._state.history), self.complaint()):
+            if complaint is not None:
+                warnings.warn(complaint, ConvergenceWarning, stacklevel=3)
 
     def _prepare(self, X: Any, reset: bool) -> tuple[Any, Rows]:
         self.check_settings()
@@ -237,14 +246,6 @@ class EnergyModel(
     def check_settings(self) -> None:
         """Raise ValueError for constructor arguments that cannot be."""
         check_count("n_components", self.n_components)
-
-    def _split(self, trainer: Any, rows: Rows) -> tuple[Rows, Rows | None]:
-        held_out = None
-        if trainer.validation_fraction:
-            order = stream(self.seed_, Purpose.SPLIT, 2)
-            rows, held_out = rows.split(trainer.validation_fraction, order)
-        trainer.settle(len(rows))
-        return rows, held_out
 
     def _begin(self, trainer: Any, rows: Rows, start: int = 0) -> None:
         plan = Plan(self.seed_, self._device, 0, None)
@@ -298,9 +299,8 @@ class EnergyModel(
         like = X if is_gpu_array(X) and self._device == "cpu" else next(iter(self._params.values()))
         device = resolve_device(self.device, like)
         if device != self._device:
-            self._device, self._shown, state = device, {}, self._state
-            state.params = {k: to_device(v, device) for k, v in state.params.items()}
-            state.carry = {k: to_device(v, device) for k, v in state.carry.items()}
+            self._device, self._shown = device, {}
+            self._state.move(device)
 
     def _forget(self) -> None:
         """Drop what was derived from parameters that are about to change."""
@@ -424,13 +424,7 @@ class EnergyModel(
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters by name, nested ones as ``trainer__learning_rate``."""
-        nested = [key for key in params if key.startswith("trainer__")]
-        if nested and self.trainer is None and params.get("trainer") is None:
-            default = type(self.default_trainer()).__name__
-            raise ValueError(
-                f"{nested[0]} has nothing to set: {type(self).__name__}.trainer is None. Pass a "
-                f"trainer first, e.g. {type(self).__name__}(trainer={default}())"
-            )
+        check_nested(self, params, {"trainer": f"{type(self.default_trainer()).__name__}()"})
         return super().set_params(**params)
 
     def __sklearn_tags__(self) -> Any:

@@ -39,7 +39,7 @@ from energyscape.registry import from_tree, register, to_tree
 from energyscape.sources import Rows, rows_per_block
 from energyscape.trainers import Backpropagation
 from energyscape.training import Plan, TrainState
-from energyscape.verbs import Param, Params, require
+from energyscape.verbs import Param, Params, check_nested, require
 
 
 @register
@@ -146,11 +146,7 @@ class FineTunedClassifier(ParametersMixin, PersistenceMixin, ClassifierMixin, Ba
         rows.y = codes
         self._device, self._home = resolve_device(self.device, rows.X), device_of(rows.X)
         self._environment = io.environment(self._device)
-        held_out = None
-        if trainer.validation_fraction:
-            order = stream(self.seed_, Purpose.SPLIT, 2)
-            rows, held_out = rows.split(trainer.validation_fraction, order)
-        trainer.settle(len(rows))
+        rows, held_out = training.split(trainer, rows, self.seed_)
         epochs = trainer.n_epochs
         plan = Plan(self.seed_, self._device, epochs, epochs, bool(self.verbose))
         with on_device(self._device):
@@ -346,13 +342,8 @@ class FineTunedClassifier(ParametersMixin, PersistenceMixin, ClassifierMixin, Ba
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters by name, nested ones as ``trainer__dropout``."""
-        for part, example in (("trainer", "Backpropagation()"), ("model", "StackedAutoEncoder()")):
-            nested = [key for key in params if key.startswith(f"{part}__")]
-            if nested and getattr(self, part) is None and params.get(part) is None:
-                raise ValueError(
-                    f"{nested[0]} has nothing to set: FineTunedClassifier.{part} is None. Pass one "
-                    f"first, e.g. FineTunedClassifier({part}={example})"
-                )
+        parts = {"trainer": "Backpropagation()", "model": "StackedAutoEncoder()"}
+        check_nested(self, params, parts)
         return super().set_params(**params)
 
     # ------------------------------------------------------------ scikit-learn, files
@@ -391,11 +382,10 @@ class FineTunedClassifier(ParametersMixin, PersistenceMixin, ClassifierMixin, Ba
     def _settle(self, X: Any) -> None:
         """Move a classifier that was loaded (onto the CPU) to the device that it is used on."""
         like = X if is_gpu_array(X) and self._device == "cpu" else self._state.params["W1"]
-        device, state = resolve_device(self.device, like), self._state
+        device = resolve_device(self.device, like)
         if device != self._device:
             self._device = device
-            state.params = {k: to_device(v, device) for k, v in state.params.items()}
-            state.carry = {k: to_device(v, device) for k, v in state.carry.items()}
+            self._state.move(device)
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -55,20 +55,20 @@ class EncoderDecoderPass(Pass):
         return self._down
 
     def energy(self) -> Array:
-        return self.model.row_loss(self.params, self.down[-1], self.x)
+        return self.model.row_loss(self.params, self.down[-1], self.up[0].x)
 
     def grad(self, weights: Array) -> Params:
-        da = self.model.loss_slope(self.params, self.down[-1], self.x)
+        da = self.model.loss_slope(self.down[-1], self.up[0].x)
         da *= (weights * self.model.unit(self.params))[:, None]
         return self.model.backward(self.up, self.down, da)[0]
 
     def input_grad(self) -> Array:
-        da = self.model.loss_slope(self.params, self.down[-1], self.x)
+        da = self.model.loss_slope(self.down[-1], self.up[0].x)
         da *= self.model.unit(self.params)
         _, dx = self.model.backward(self.up, self.down, da, need_dx=True)
         if "scale" in self.params:
             dx /= self.params["scale"]
-        return dx + self.model.target_slope(self.params, self.down[-1], self.x)
+        return dx + self.model.target_slope(self.params, self.down[-1], self.up[0].x)
 
 
 class EncoderDecoder(EnergyModel):
@@ -146,7 +146,7 @@ class EncoderDecoder(EnergyModel):
         for f in self.activations():
             f.check()
         out = self.output_activation()
-        if self.loss == "cross_entropy" and type(out).__name__ != "Sigmoid":
+        if self.loss == "cross_entropy" and not out.probabilities:
             raise ValueError(
                 f"{name}: loss='cross_entropy' takes reconstructions for probabilities, which a "
                 f"{type(out).__name__} output does not give; use output='sigmoid' or loss='squared'"
@@ -273,20 +273,20 @@ class EncoderDecoder(EnergyModel):
                 grads[f"V{name}"] = dV
         return grads, dx
 
-    # ------------------------------------------------------------ the loss
+    # ------------------------------------------------------------ the loss, of rows `standardized`
 
     def row_loss(self, params: Params, out: LayerPass, x: Array) -> Array:
-        """Loss of each row ``x`` for the decoder's last pass, shape (n,), float64."""
+        """Loss of each row for the decoder's last pass, shape (n,), float64."""
         if self.loss == "cross_entropy":
             return softplus_sum(out.a) - (x * out.a).sum(axis=1, dtype=np.float64)
-        rest = out.h - self.standardized(params, x)
+        rest = out.h - x
         total = (rest * rest).sum(axis=1, dtype=np.float64)
         return total * self.unit(params).astype(np.float64) if "scale" in params else total
 
-    def loss_slope(self, params: Params, out: LayerPass, x: Array) -> Array:
+    def loss_slope(self, out: LayerPass, x: Array) -> Array:
         """∂loss/∂a of the last pre-activations in multiples of `unit`, a new array of shape
         (n, n_features)."""
-        slope = out.h - self.standardized(params, x)
+        slope = out.h - x
         if self.loss == "squared":
             slope *= 2
             if not out.activation.linear:
@@ -294,10 +294,10 @@ class EncoderDecoder(EnergyModel):
         return slope
 
     def target_slope(self, params: Params, out: LayerPass, x: Array) -> Array:
-        """∂loss/∂x at a fixed reconstruction."""
+        """∂loss/∂(data row) at a fixed reconstruction."""
         if self.loss == "cross_entropy":
             return -out.a
-        slope = self.standardized(params, x) - out.h
+        slope = x - out.h
         slope *= 2 * params["scale"] if "scale" in params else 2
         return slope
 

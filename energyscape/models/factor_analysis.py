@@ -289,19 +289,17 @@ class FactorAnalysis(EnergyModel):
             )
         return {k: v.astype(dtype) for k, v in new.items()}
 
-    def complain(self) -> None:
-        """Warn of noise variances on their bound."""
+    def complaint(self) -> str | None:
+        """Of noise variances on their bound."""
         params = self._params
         least = namespace(params["W"]).log(params["spread"]) + math.log(self.min_variance)
         fallen = int((params["log_psi"] < least + 1e-3).sum())
-        if fallen:
-            warnings.warn(
-                f"the noise variance of {fallen} features fell to min_variance="
-                f"{self.min_variance:g} of theirs (Heywood cases): use fewer factors, and drop "
-                "constant features",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
+        if not fallen:
+            return None
+        return (
+            f"the noise variance of {fallen} features fell to min_variance={self.min_variance:g} "
+            "of theirs (Heywood cases): use fewer factors, and drop constant features"
+        )
 
     # ------------------------------------------------------------ fitted
 

@@ -8,12 +8,10 @@ GaussianMixture (Dempster, Laird, Rubin, 1977), with y_k = (x - μ_k) L_k and L_
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.models import covariances
@@ -355,20 +353,19 @@ or (n_components,)
             "L": xp.where(_beside(some, root), root, params["L"]).astype(dtype),
         }
 
-    def complain(self) -> None:
-        """Warn of components that rest on the floor of ``reg_covar``."""
+    def complaint(self) -> str | None:
+        """Of components that rest on the floor of ``reg_covar``."""
         floor = self._params["floor"].astype(np.float64)
         # In float32 a variance on the floor is off by rounding.
         fallen = int((self._kind.least_variances(self._params["L"], floor) < 1.001).sum())
-        if fallen:
-            warnings.warn(
-                f"{fallen} of {self.n_components} covariances are singular and rest on reg_covar="
-                f"{self.reg_covar:g} (times the variances of the features): their likelihood is "
-                "that of the floor. Drop constant features, or use fewer components, a simpler "
-                "covariance_type or a larger reg_covar",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
+        if not fallen:
+            return None
+        return (
+            f"{fallen} of {self.n_components} covariances are singular and rest on reg_covar="
+            f"{self.reg_covar:g} (times the variances of the features): their likelihood is that "
+            "of the floor. Drop constant features, or use fewer components, a simpler "
+            "covariance_type or a larger reg_covar"
+        )
 
     # ------------------------------------------------------------ fitted
 

@@ -200,7 +200,9 @@ class PCA(EnergyModel):
         return {"mean": Param(), "W": Param()} | dict.fromkeys(buffers, fixed)
 
     def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
-        q = n_features if self.n_components is None else self.n_components
+        return self._shapes(n_features, self.n_components or n_features)
+
+    def _shapes(self, n_features: int, q: int) -> dict[str, tuple[int, ...]]:
         row = (n_features,)
         shapes = {"mean": row, "offset": row, "W": (*row, q), "variance": (q,)}
         shapes |= {"noise": (), "total": ()}
@@ -363,13 +365,12 @@ class PCA(EnergyModel):
         return int(self._params["W"].shape[1])
 
     def _check_shapes(self) -> None:
-        found = self._state.params.get("W")
-        width = None if found is None or found.ndim != 2 else found.shape[1]
-        known, self.n_components = self.n_components, self.n_components or width
-        try:
-            super()._check_shapes()
-        finally:
-            self.n_components = known
+        """As every model's; without ``n_components`` the axes that are there are counted."""
+        found = {key: value.shape for key, value in self._state.params.items()}
+        q = self.n_components or int(np.prod(found.get("variance", ())))
+        wanted = self._shapes(self.n_features_in_, q)
+        if found != wanted:
+            raise ValueError(f"parameters have shapes {found}, wanted {wanted}")
 
     @property
     def components_(self) -> Any:

@@ -190,12 +190,11 @@ class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         layers = self.fitted_layers()
         bottom = layers[0].output
-        entropy = type(bottom).__name__ == "Sigmoid"
         model = DeepAutoEncoder(
             tuple(int(layer.W.shape[1]) for layer in layers),
             activation=[layer.activation for layer in layers],
             decoder_activation=[layer.output for layer in layers[1:]],
-            loss="cross_entropy" if entropy else "squared",
+            loss="cross_entropy" if bottom.probabilities else "squared",
             output=bottom,
             tied=False,
             trainer=Reconstruction() if trainer is None else trainer,
@@ -400,6 +399,8 @@ class DeepBeliefNet(_Stack):
         check_is_fitted(self)
         check_count("n_draws", n_draws)
         seed = self.seed_ if random_state is None else draw_seed(random_state)
+        lowest = self.layers_[0]
+        at_rows = 0.0 if lowest is self.layers_[-1] else lowest.energy(X)  # the same in all draws
         total = 0.0
         for draw in range(n_draws):
             x = X
@@ -407,9 +408,8 @@ class DeepBeliefNet(_Stack):
                 rng = stream(seed, Purpose.REPORT, draw * len(self.layers_) + i, layer._device)
                 h = layer._map(x, lambda p, v, of=layer, by=rng: of.sample_hidden(p, v, by))
                 # log p(x|h) - log q(h|x): the energies of x and of h at the same machine.
-                total = (
-                    total - layer.energy(x) + layer._in_blocks(Rows(h), layer.hidden_free_energy)
-                )
+                total = total - (layer.energy(x) if i else at_rows)
+                total = total + layer._in_blocks(Rows(h), layer.hidden_free_energy)
                 x = h
             total = total + self.layers_[-1].score_samples(x)
         return total / n_draws

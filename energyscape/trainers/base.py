@@ -18,16 +18,16 @@ from sklearn.base import BaseEstimator
 
 from energyscape.backend import Array, namespace
 from energyscape.optim import SGD, Moment, Optimizer
-from energyscape.verbs import Params, Pass, check_count
+from energyscape.verbs import Params, Pass, check_count, check_nested
 
 # Enough updates to learn, but small data are not gone through until they are known by heart.
 # What to give where a nested parameter is set of something that is None.
-_EXAMPLES = (
-    ("optimizer", "SGD(0.1)"),
-    ("sampler", "HMC()"),
-    ("corruption", "Masking(0.25)"),
-    ("penalty", "KL(0.05)"),
-)
+_EXAMPLES = {
+    "optimizer": "SGD(0.1)",
+    "sampler": "HMC()",
+    "corruption": "Masking(0.25)",
+    "penalty": "KL(0.05)",
+}
 _UPDATES, _FEWEST_EPOCHS, _MOST_EPOCHS = 10_000, 10, 1000
 
 
@@ -124,14 +124,7 @@ class Trainer(BaseEstimator):
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters by name, nested ones as ``optimizer__momentum``."""
-        own = self.get_params(deep=False)
-        for part, example in _EXAMPLES:
-            nested = [key for key in params if key.startswith(f"{part}__")]
-            if nested and params.get(part, own.get(part, self)) is None:
-                raise ValueError(
-                    f"{nested[0]} has nothing to set: {type(self).__name__}.{part} is None. Pass "
-                    f"one first, e.g. {type(self).__name__}({part}={example})"
-                )
+        check_nested(self, params, _EXAMPLES)
         return super().set_params(**params)
 
     def settle(self, n_rows: int) -> None:
@@ -157,6 +150,10 @@ class Trainer(BaseEstimator):
     def converged(self, history: dict[str, list[float]]) -> bool:
         """Whether a run has nothing left to do, as its history tells."""
         return False
+
+    def complaint(self, history: dict[str, list[float]]) -> str | None:
+        """What a run came to that its user should know, in words; None by default."""
+        return None
 
     def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
         """What the strategy keeps between updates, as named arrays.

@@ -8,11 +8,8 @@ for k-means), or from batches with running sums (Cappé and Moulines, 2009).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
-
-from sklearn.exceptions import ConvergenceWarning
 
 from energyscape.backend import Array, namespace
 from energyscape.optim import Moment
@@ -178,12 +175,14 @@ class EM(_FromSums):
         bound = history.get("bound", [])
         if self.batch_size is not None or len(bound) < 2:
             return False
-        done = bound[-1] - bound[-2] <= self.tol * abs(bound[-1] - bound[0])
-        if not done and len(bound) >= self.n_epochs:
-            warnings.warn(
-                f"EM still gained {bound[-1] - bound[-2]:.3g} in its last pass of {self.n_epochs}; "
-                "raise n_epochs, or tol",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        return done
+        return bound[-1] - bound[-2] <= self.tol * abs(bound[-1] - bound[0])
+
+    def complaint(self, history: dict[str, list[float]]) -> str | None:
+        bound = history["bound"]
+        whole = self.batch_size is None and 2 <= self.n_epochs <= len(bound)
+        if not whole or self.converged(history):
+            return None
+        return (
+            f"EM still gained {bound[-1] - bound[-2]:.3g} in its last pass of {self.n_epochs}; "
+            "raise n_epochs, or tol"
+        )

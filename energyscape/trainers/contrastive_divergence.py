@@ -224,9 +224,9 @@ validation_fraction, callbacks
 
     def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
         chains = max(self.batch_size, 100) if self.n_chains is None else self.n_chains
-        carry, at_data = super().start(model, params, x, rng), _cycled(model, params, x, chains)
+        carry = super().start(model, params, x, rng)
         if self._kernel(model).needs_sweep:
-            return carry | {"chain/h": at_data.sample_hidden(rng)}
+            return carry | {"chain/h": _cycled(model, params, x, chains).sample_hidden(rng)}
         return carry | self._begin(model, params, _in_turn(x, chains), rng).carry()
 
     def points(

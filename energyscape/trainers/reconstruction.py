@@ -134,7 +134,8 @@ class Reconstruction(Trainer):
             else:
                 terms.append(penalty)
         down = model.decoder(params, up[-1].h)
-        da = model.loss_slope(params, down[-1], batch.x)
+        target = up[0].x if seen is batch.x else model.standardized(params, batch.x)
+        da = model.loss_slope(down[-1], target)
         sums = self._residuals(params, da, batch.n)
         da *= da.dtype.type(1.0 / batch.n)
         if weights is not None:
@@ -163,6 +164,55 @@ class Reconstruction(Trainer):
                 else:
                     total[i].add(grad)
         return total
+
+
+class Penalised(Reconstruction):
+    """A strategy that is a penalty on the code; subclasses say which by default.
+
+    Parameters
+    ----------
+    penalty : penalty or constraint, optional
+        Default: ``default_penalty()``.
+    corruption, penalties, n_epochs, batch_size, learning_rate, optimizer, averaging, \
+batch_transform, validation_fraction, callbacks
+        As for `Reconstruction`; ``penalties`` are further ones.
+    """
+
+    def __init__(
+        self,
+        penalty: Any = None,
+        corruption: Any = None,
+        penalties: Sequence[Any] = (),
+        n_epochs: int | None = None,
+        batch_size: int = 100,
+        learning_rate: float | None = None,
+        optimizer: Optimizer | None = None,
+        averaging: float | None = None,
+        batch_transform: Any = None,
+        validation_fraction: float = 0.0,
+        callbacks: Sequence[Callable[..., Any]] = (),
+    ) -> None:
+        super().__init__(
+            corruption=corruption,
+            penalties=penalties,
+            n_epochs=n_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            averaging=averaging,
+            batch_transform=batch_transform,
+            validation_fraction=validation_fraction,
+            callbacks=callbacks,
+        )
+        self.penalty = penalty
+
+    def default_penalty(self) -> Any:
+        """What None stands for."""
+        raise NotImplementedError
+
+    def all_penalties(self) -> tuple[Any, ...]:
+        own = self.default_penalty() if self.penalty is None else self.penalty
+        return (own, *self.penalties)
 
 
 def _instance(value: Any, method: str) -> bool:
