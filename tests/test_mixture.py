@@ -206,6 +206,29 @@ def test_the_m_step_is_the_constrained_maximum(kind: str) -> None:
         assert expected(bent) <= expected(best) + 1e-7
 
 
+@pytest.mark.parametrize("rows", [600, 200], ids=["regular", "singular"])
+def test_an_em_step_in_many_features(rows: int) -> None:
+    """Triangles are divided into blocks there: densities, and the covariances of one step."""
+    x = stream(0, Purpose.START).normal((rows, 300), np.float64) * np.linspace(0.5, 2, 300)
+    model = GaussianMixture(2, reg_covar=1e-3)
+    params = model.init_params(x, stream(0, Purpose.INIT))
+    stats = model.statistics(params, x)
+    after = model.maximize(params, stats)
+    share = model.encode(params, x)
+    for k in range(2):
+        covariance = np.linalg.inv(params["L"][k] @ params["L"][k].T)
+        own = multivariate_normal(params["M"][k], covariance).logpdf(x)
+        prior = params["w"][k] - logsumexp(params["w"])
+        np.testing.assert_allclose(model.log_joint(params, x)[:, k], own + prior, rtol=1e-9)
+        away, unit = x - share[:, k] @ x / share[:, k].sum(), np.sqrt(params["floor"])
+        S = (share[:, k, None] * away).T @ away / share[:, k].sum() / np.outer(unit, unit)
+        values, vectors = np.linalg.eigh(S)
+        assert rows > 300 or values[0] < 1 - 1e-6
+        bounded = (vectors * np.maximum(values, 1)) @ vectors.T * np.outer(unit, unit)
+        precision = after["L"][k] @ after["L"][k].T
+        np.testing.assert_allclose(precision @ bounded, np.eye(300), atol=1e-7)
+
+
 def test_units_of_the_features_do_not_matter() -> None:
     """The floor is a fraction of each feature's variance, so that small units do not drown."""
     X, scale = _rows(), 10.0 ** np.array([-5, 0, 3, 6])

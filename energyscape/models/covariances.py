@@ -15,9 +15,14 @@ import numpy as np
 from energyscape.backend import Array, namespace
 from energyscape.verbs import Params
 
+# Triangles no wider are not worth dividing.
+_COLUMNS = 256
+
 
 class _Full:
     """A precision matrix for each component, y = (x - μ) L."""
+
+    least_rows = 1024  # in a block: d² sums are added up for each
 
     @staticmethod
     def shape(k: int, d: int) -> tuple[int, ...]:
@@ -59,10 +64,13 @@ class _Full:
     def distances(ready: Params, x: Array) -> Array:
         """|y_k|² of every component and row."""
         xp, M = namespace(x), ready["M"]
-        out = xp.empty((len(M), len(x)), np.float64)
+        out = xp.zeros((len(M), len(x)), np.float64)
         for k in range(len(M)):
-            y = (x - M[k]) @ ready["L"][k]
-            out[k] = xp.einsum("ij,ij->i", y, y)
+            away, L = x - M[k], ready["L"][k]
+            for lo in range(0, len(L), _COLUMNS):  # of a triangle: below are zeros
+                hi = lo + _COLUMNS
+                y = away[:, :hi] @ L[:hi, lo:hi]
+                out[k] += xp.einsum("ij,ij->i", y, y)
         return out
 
     @staticmethod
@@ -126,35 +134,27 @@ class _Full:
     def about_offset(params: Params, sums: Params) -> Params:
         """The same sums with x - offset in place of δ."""
         M = params["M"].astype(np.float64) - params["offset"]
-        cross = M[:, :, None] * sums["x"][:, None, :]
-        outer = sums["count"][:, None, None] * M[:, :, None] * M[:, None, :]
-        xx = sums["xx"] + cross + cross.transpose(0, 2, 1) + outer
-        return {"count": sums["count"], "x": sums["x"] + sums["count"][:, None] * M, "xx": xx}
-
-    def roots(self, xx: Array, count: Array, means: Array, floor: Array) -> Array:
-        """L of the most likely covariances of at least diag(floor).
-
-        That is S = xx/n - μμ' with its eigenvalues in units of ``floor`` raised to 1. They are
-        all above 1 if Σ 1/λ < 1, which spares the eigenvalues.
-        """
-        xp, unit = namespace(xx), namespace(xx).sqrt(floor)
-        S = xx / count[:, None, None] - means[:, :, None] * means[:, None, :]
-        S /= unit[:, None] * unit
-        try:
-            root = self._root(S)
-            far = bool(((root * root).sum(axis=(1, 2)) < 1).all())
-        except np.linalg.LinAlgError:  # not positive; CuPy gives NaN instead
-            far = False
-        if not far:
-            values, vectors = xp.linalg.eigh(S)
-            values = xp.maximum(values, 1)[:, None, :]
-            root = self._root((vectors * values) @ vectors.transpose(0, 2, 1))
-        return root / unit[:, None]
+        count, first, xx = sums["count"], sums["x"], sums["xx"]
+        half = first + 0.5 * count[:, None] * M
+        for k in range(len(M)):
+            xx[k] += M[k][:, None] * half[k]
+            xx[k] += half[k][:, None] * M[k]
+        return {"count": count, "x": first + count[:, None] * M, "xx": xx}
 
     @staticmethod
-    def _root(S: Array) -> Array:
-        inverse = namespace(S).linalg.inv(namespace(S).linalg.cholesky(S))
-        return namespace(S).triu(inverse.transpose(0, 2, 1))
+    def roots(xx: Array, count: Array, means: Array, floor: Array) -> Array:
+        """L of the most likely covariances of at least diag(floor): S = xx/n - μμ' with its
+        eigenvalues in units of ``floor`` raised to 1."""
+        xp, unit = namespace(xx), namespace(xx).sqrt(floor)
+        S = xx / count[:, None, None]
+        S -= means[:, :, None] * means[:, None, :]
+        S /= unit[:, None] * unit
+        root = _roots_above_one(S)
+        if root is None:
+            each = ((s, _roots_above_one(s)) for s in S)
+            root = xp.stack([_raised_to_one(s) if r is None else r for s, r in each])
+        root /= unit[:, None]
+        return root
 
     @staticmethod
     def covariances(L: Array) -> Array:
@@ -168,6 +168,39 @@ class _Full:
         return namespace(L).linalg.svd(scaled, compute_uv=False)[:, 0] ** -2
 
 
+def _roots_above_one(S: Array) -> Array | None:
+    """L with (L L')⁻¹ = S for matrices of which Σ 1/λ < 1, so that all eigenvalues λ are above 1;
+    None if one is not of them."""
+    try:
+        root = _root(S)
+    except np.linalg.LinAlgError:  # not positive; CuPy gives NaN instead
+        return None
+    return root if bool(((root * root).sum(axis=(-2, -1)) < 1).all()) else None
+
+
+def _raised_to_one(S: Array) -> Array:
+    """The same with the eigenvalues raised to 1."""
+    values, vectors = namespace(S).linalg.eigh(S)
+    return _root((vectors * namespace(S).maximum(values, 1)) @ vectors.T)
+
+
+def _root(S: Array) -> Array:
+    xp = namespace(S)
+    return xp.triu(xp.moveaxis(_triangular_inverse(xp.linalg.cholesky(S)), -1, -2))
+
+
+def _triangular_inverse(L: Array) -> Array:
+    """The inverse of lower triangles, by halves: a third of the work that a full one would be."""
+    d = L.shape[-1]
+    if d <= _COLUMNS:
+        return namespace(L).linalg.inv(L)
+    out, (low, high) = namespace(L).zeros_like(L), (slice(d // 2), slice(d // 2, d))
+    out[..., low, low] = first = _triangular_inverse(L[..., low, low])
+    out[..., high, high] = last = _triangular_inverse(L[..., high, high])
+    out[..., high, low] = -(last @ (L[..., high, low] @ first))
+    return out
+
+
 class _Diagonal:
     """A root of the precision for each component and feature, y = (x - μ) l.
 
@@ -175,6 +208,8 @@ class _Diagonal:
     coefficients: in float64, where nothing cancels that matters and which costs less than
     differences from each mean would in float32.
     """
+
+    least_rows = 128
 
     def shape(self, k: int, d: int) -> tuple[int, ...]:
         return (k, d)

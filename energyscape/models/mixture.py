@@ -237,7 +237,7 @@ or (n_components,)
         """log p(x, k), shape (n, n_components), float64."""
         ready, logs = self._kind.ready(params), self._logs(params)
         joint = namespace(x).empty((self.n_components, len(x)), np.float64)
-        for rows in _blocks(x):
+        for rows in self._blocks(x):
             joint[:, rows] = _joint(
                 self._kind.distances(ready, self._kind.rows(ready, x[rows])), logs
             )
@@ -325,7 +325,7 @@ or (n_components,)
     def _sums(self, params: Params, x: Array, shares: Callable[..., Any]) -> Params:
         """The same from (r, Σ F) of blocks of rows."""
         ready, total = self._kind.ready(params), dict[str, Array]()
-        for rows in _blocks(x):
+        for rows in self._blocks(x):
             kept = self._kind.rows(ready, x[rows])
             share, energy = shares(rows, kept)
             part = self._kind.sums(ready, kept, share)
@@ -335,6 +335,11 @@ or (n_components,)
         energy = namespace(x).asarray(total.pop("energy"), np.float64)
         sums = self._kind.about_offset(params, total)
         return sums | {"energy": energy, "rows": namespace(x).asarray(float(len(x)))}
+
+    def _blocks(self, x: Array) -> Iterator[slice]:
+        fit = (_ON_GPU if is_gpu_array(x) else _BLOCK) // x.shape[1]
+        size = max(self._kind.least_rows, fit)
+        return (slice(lo, lo + size) for lo in range(0, len(x), size))
 
     def maximize(self, params: Params, stats: Params) -> Params:
         """The M step; a component that got nothing keeps its place."""
@@ -397,11 +402,6 @@ or (n_components,)
     def covariances_(self) -> Any:
         self._need_fit("covariances_")
         return self._fitted(self._kind.covariances(self._params["L"]))
-
-
-def _blocks(x: Array) -> Iterator[slice]:
-    size = max(64, (_ON_GPU if is_gpu_array(x) else _BLOCK) // x.shape[1])
-    return (slice(lo, lo + size) for lo in range(0, len(x), size))
 
 
 def _joint(distances: Array, logs: Array) -> Array:
