@@ -157,7 +157,10 @@ def speed(rounds: int, names: list[str]) -> tuple[str, dict]:
             for each in contenders.values():
                 each.stop()
             times = {who: [r["seconds"] for r in runs] for who, runs in found.items()}
-            record[f"{fit}, {threads} threads"] = found
+            record[f"{fit}, {threads} threads"] = {
+                who: " ".join(f"{1e3 * t:.1f}" for t in all_times)
+                for who, all_times in times.items()
+            }
             median = {who: statistics.median(t) for who, t in times.items()}
             cells = [f"{1e3 * median[who]:.0f} ({1e3 * min(times[who]):.0f})" for who in times]
             least = min(times["theirs"]) / min(times["ours"])
