@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from energyscape.errors import CapabilityError, DataRangeWarning
-from energyscape.models import RBM, GaussianRBM
+from energyscape.models import RBM, DeepBoltzmannMachine, GaussianRBM
 from energyscape.samplers import AIS, Gibbs
 from energyscape.trainers import CD, FPCD, PCD
 from energyscape.training import Checkpoint
@@ -45,8 +45,14 @@ def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::energyscape.errors.DataRangeWarning")
 @pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
+@pytest.mark.filterwarnings("ignore::energyscape.errors.UnnormalizedScoreWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks(
-    [kind() for kind in dict.fromkeys(type(case.make()) for case in CASES)],
+    [
+        kind()
+        for kind in dict.fromkeys(type(case.make()) for case in CASES)
+        if kind is not DeepBoltzmannMachine  # a fit takes minutes at its defaults
+    ],
     expected_failed_checks=not_promised,
 )
 def test_scikit_learn_checks_at_the_defaults(estimator: Any, check: Any) -> None:
