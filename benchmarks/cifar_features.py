@@ -22,7 +22,7 @@ import warnings
 from common import HERE, options, table, write
 
 FOLDS, REPEATS, PATCHES = 5, 5, 100_000
-STORE = HERE / "results" / "cifar_features_runs.json"
+STORE = HERE / "results" / "cifar_features.json"
 
 
 def entries(k: int, seed: int):
@@ -165,7 +165,7 @@ def report(chosen) -> None:
         f"Differences with 95 % intervals for pairs of folds; an order is claimed where they "
         f"exclude 0.\n\n{table(header, rows)}"
     )
-    write(chosen, "cifar_features", "CIFAR-10 part, Coates-Ng pipeline", text, runs)
+    write(chosen, "cifar_features", "CIFAR-10 part, Coates-Ng pipeline", text, every)
 
 
 def main() -> None:
