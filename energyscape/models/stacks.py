@@ -37,9 +37,16 @@ _PASS_DOWN = 1 << 30  # step of the streams that `DeepBeliefNet.sample` draws th
 class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Models trained bottom up, each on the codes of the one below."""
 
-    layers: Sequence[Any] | None
-    features: str | int
-    random_state: Any
+    def __init__(
+        self,
+        layers: Sequence[Any] | None = None,
+        *,
+        features: str | int = "last",
+        random_state: Any = None,
+    ) -> None:
+        self.layers = layers
+        self.features = features
+        self.random_state = random_state
 
     def default_layers(self) -> list[Any]:
         """What None stands for."""
@@ -287,17 +294,6 @@ class StackedAutoEncoder(_Stack):
     autoencoders.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[Any] | None = None,
-        *,
-        features: str | int = "last",
-        random_state: Any = None,
-    ) -> None:
-        self.layers = layers
-        self.features = features
-        self.random_state = random_state
-
     def default_layers(self) -> list[Any]:
         return [AutoEncoder(256, trainer=Denoising()), AutoEncoder(256, trainer=Denoising())]
 
@@ -324,17 +320,6 @@ class DeepBeliefNet(_Stack):
     ----------
     Hinton, G. E., Osindero, S., Teh, Y. (2006). A fast learning algorithm for deep belief nets.
     """
-
-    def __init__(
-        self,
-        layers: Sequence[Any] | None = None,
-        *,
-        features: str | int = "last",
-        random_state: Any = None,
-    ) -> None:
-        self.layers = layers
-        self.features = features
-        self.random_state = random_state
 
     def default_layers(self) -> list[Any]:
         return [RBM(), RBM()]
