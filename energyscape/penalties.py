@@ -417,7 +417,8 @@ class Saturating(Penalty):
 
 @register
 class KSparse(BaseEstimator):
-    """Only the k largest pre-activations of each row are kept.
+    """Only the k largest pre-activations of each row are kept, while training. The activation
+    ``TopK(k)`` keeps them in codes, energies and reconstructions, too.
 
     Parameters
     ----------

@@ -670,3 +670,24 @@ def test_pretraining_beats_random_weights() -> None:
         gains.append(errors[1] - errors[0])
     half = t.isf(0.025, 5) * np.std(gains, ddof=1) / np.sqrt(6)
     assert np.mean(gains) - half > 0, gains
+
+
+def test_a_refused_fit_leaves_the_fitted_one_alone() -> None:
+    X = np.random.default_rng(0).random((40, 6))
+    y = np.where(X[:, 0] > 0.5, "cat", "dog")
+    network = FineTunedClassifier(PCA(3), trainer=SHORT, random_state=0).fit(X, y)
+    before, count = network.predict(X), len(network.coefs_)
+    network.set_params(trainer=Backpropagation(dropout=2))
+    with pytest.raises(ValueError, match="dropout"):
+        network.fit(X, np.arange(40) % 2 + 5)
+    np.testing.assert_array_equal(network.predict(X), before)
+    assert len(network.coefs_) == count
+
+
+def test_transforms_of_rows_do_not_touch_what_a_model_adds_to_them() -> None:
+    network = FineTunedClassifier(
+        DeepBoltzmannMachine((5, 4), **CHAINS),
+        trainer=Backpropagation(n_epochs=1, batch_transform=Jitter((2, 3))),
+    )
+    with pytest.raises(CapabilityError, match=r"batch_transform would change .*DeepBoltzmann"):
+        network.fit(np.random.default_rng(0).random((40, 6)), np.arange(40) % 2)

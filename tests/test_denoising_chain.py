@@ -12,7 +12,7 @@ from streams import ReplayStream
 
 from energyscape.backend import Purpose, stream, to_host
 from energyscape.corruptions import GaussianNoise, Masking
-from energyscape.errors import CapabilityError
+from energyscape.errors import CapabilityError, DivergenceError
 from energyscape.models import RBM
 from energyscape.models.autoencoder import AutoEncoder
 from energyscape.registry import from_tree, to_tree
@@ -165,3 +165,13 @@ def test_both_paths_agree_and_do_not_wait(cupy: Any) -> None:
         x = chain.run(model.target(p), xp.asarray(host), 10, ReplayStream(xp, 9)).x
         ends.append(to_host(x))
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-12)
+
+
+def test_chains_that_run_away_are_not_given_for_samples() -> None:
+    X = np.random.default_rng(0).standard_normal((60, 3))
+    model = AutoEncoder(3, activation="relu", trainer=Denoising(n_epochs=1), random_state=0).fit(X)
+    model._state.params["W"] *= 2  # a map that doubles what it is given, at the least
+    model._forget()
+    assert np.isfinite(model.sample(5, n_steps=1)).all()
+    with pytest.raises(DivergenceError, match="chains of AutoEncoder ran away"):
+        model.sample(5, n_steps=200)

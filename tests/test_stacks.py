@@ -28,6 +28,7 @@ from energyscape.models import (
     AutoEncoder,
     DeepAutoEncoder,
     DeepBeliefNet,
+    DeepBoltzmannMachine,
     GaussianMixture,
     GaussianRBM,
     KMeans,
@@ -588,3 +589,46 @@ def test_features_that_are_set_after_the_fit_are_checked_too() -> None:
     stack.fit(X).set_params(features=5)
     with pytest.raises(ValueError, match="features=5, but there are 2 layers"):
         stack.transform(X)
+
+
+def test_a_boltzmann_machine_of_many_layers_may_only_be_the_top() -> None:
+    X, deep = bits(), DeepBoltzmannMachine((6, 4), **CHAINS)
+    with pytest.raises(CapabilityError, match=r"layer 1 \(DeepBoltz.* several .*only be the top"):
+        DeepBeliefNet([deep, RBM(3, **CHAINS)]).fit(X)
+    top = DeepBeliefNet([RBM(5, **CHAINS), deep], random_state=0).fit(X)
+    assert top.sample(3, n_steps=2).shape == (3, 8)
+    stack = StackedAutoEncoder([clone(deep).set_params(features="last")]).fit(X)
+    with pytest.raises(CapabilityError, match=r"layer 1 .*DeepBoltz.* guesses .* by itself"):
+        stack.unroll()
+
+
+def test_callbacks_of_layers_are_the_users_own() -> None:
+    class Count:
+        seen = 0
+
+        def __call__(self, model: Any, state: Any, info: Any) -> None:
+            self.seen += 1
+
+    count = Count()
+    layer = AutoEncoder(3, trainer=Reconstruction(n_epochs=2, callbacks=[count]))
+    state = np.random.RandomState(0)
+    stack = StackedAutoEncoder([layer, clone(layer).set_params(random_state=state)]).fit(greys())
+    assert count.seen == 2 and not hasattr(layer, "seed_") and layer.random_state is None
+    again = clone(stack).fit(greys())  # the second layer's generator is not used up
+    assert again.layers_[1].seed_ == stack.layers_[1].seed_
+
+
+def test_layers_that_are_fitted_must_fit_the_rows() -> None:
+    frozen = FrozenEstimator(RBM(5, **CHAINS).fit(bits(d=7)))
+    with pytest.raises(ValueError, match="X has 8 features, but RBM is expecting 7"):
+        StackedAutoEncoder([frozen]).fit(bits())
+    with pytest.raises(ValueError, match="layers must be a sequence of models, got AutoEncoder"):
+        StackedAutoEncoder(AutoEncoder(3)).fit(bits())
+
+
+def test_an_unrolled_stack_keeps_the_names_of_features() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(greys(), columns=list("abcdefgh"))
+    deep = StackedAutoEncoder([AutoEncoder(3, **STEPS)]).fit(frame).unroll()
+    assert list(deep.feature_names_in_) == list("abcdefgh")
+    deep.transform(frame)

@@ -137,11 +137,16 @@ class FineTunedClassifier(ParametersMixin, PersistenceMixin, ClassifierMixin, Ba
         DivergenceError
             If numbers stop being finite; the classifier then holds its last good epoch.
         """
+        trainer, model = self._fresh_trainer(), self._checked_model()
+        if trainer.batch_transform is not None and hasattr(model, "network_inputs"):
+            raise CapabilityError(
+                "Backpropagation.batch_transform would change the units that "
+                f"{type(model).__name__} adds to each row; leave it out"
+            )
         codes = self._labels(X, y)
-        trainer = self._fresh_trainer()
         rows = as_rows(self, X, reset=True)
         self.seed_ = draw_seed(self.random_state)
-        self.model_ = fitted_model(self._checked_model(), X, self.seed_)
+        self.model_ = fitted_model(model, X, self.seed_)
         rows = self._inputs(X, rows)
         rows.y = codes
         self._device, self._home = resolve_device(self.device, rows.X), device_of(rows.X)
@@ -167,10 +172,11 @@ class FineTunedClassifier(ParametersMixin, PersistenceMixin, ClassifierMixin, Ba
         require(self, trainer)
         # Settings that cannot be are told before the model is fitted; rates by name must wait for
         # the layers that they name.
-        self._depth, early = 0, clone(trainer)
+        bare, early = type(self)(), clone(trainer)
+        bare._depth = 0
         if getattr(early.optimizer, "rates", None):
             early.set_params(optimizer__rates=None)
-        early.validate(self)
+        early.validate(bare)
         return trainer
 
     def _labels(self, X: Any, y: Any) -> np.ndarray:

@@ -158,6 +158,8 @@ class DeepAutoEncoder(EncoderDecoder):
             own |= {} if self.tied else {"V": layer.V}
             params |= {f"{key}{name}": xp.array(value, order="C") for key, value in own.items()}
         self.n_features_in_ = int(first.W.shape[0])
+        if hasattr(like, "feature_names_in_"):
+            self.feature_names_in_ = like.feature_names_in_
         self.seed_ = draw_seed(self.random_state)
         self._device, self._home = like._device, like._home
         self._environment = io.environment(self._device)

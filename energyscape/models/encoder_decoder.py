@@ -18,7 +18,7 @@ import numpy as np
 from energyscape.activations import activation
 from energyscape.backend import Array, namespace
 from energyscape.corruptions import SaltAndPepper
-from energyscape.errors import CapabilityError
+from energyscape.errors import CapabilityError, DivergenceError
 from energyscape.kernels import softplus_sum
 from energyscape.layers import Affine, LayerGrad, LayerPass, backward_chain
 from energyscape.models.base import EnergyModel
@@ -28,6 +28,7 @@ from energyscape.verbs import Param, Params, Pass
 
 LOSSES = ("squared", "cross_entropy")
 _RESIDUAL_RATE = 0.01  # of the moving mean of the squared residuals, per update
+_FAR = 1e3  # from the data, in units of their scale: a chain that ran away
 
 
 class EncoderDecoderPass(Pass):
@@ -345,7 +346,8 @@ class EncoderDecoder(EnergyModel):
     def regenerate(self, params: Params, x: Array, rng: Any) -> Array:
         """A draw of what the decoder says of rows like ``x``: bits, or the mean and noise.
 
-        The noise has the mean squared residuals of training (per feature).
+        The noise has the mean squared residuals of training (per feature). A squared loss with an
+        output that is not linear names no distribution: there it is the bare mean.
         """
         return self.redraw(params, self.decoder(params, self.encode(params, x))[-1], rng)
 
@@ -366,6 +368,16 @@ class EncoderDecoder(EnergyModel):
         if "scale" not in params:
             return rng.bernoulli(xp.broadcast_to(xp.clip(mean, 0, 1), (n, len(mean))))
         return self._in_data_units(params, rng.normal((n, len(mean)), mean.dtype))
+
+    def _visible_part(self, x: Array) -> Array:
+        far = abs(self.standardized(self._params, x))
+        if not bool((far < _FAR).all()):  # NaN, too
+            raise DivergenceError(
+                f"the chains of {type(self).__name__} ran away from the data: its reconstructions "
+                "do not contract there. Train it longer, take codes that are bounded "
+                "(activation='sigmoid' or 'tanh') or k-sparse, or fewer steps"
+            )
+        return x
 
     def project(self, params: Params, sums: Params, rng: Any) -> None:
         """Let the residuals follow those of training."""

@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from energyscape import io
 from energyscape.backend import Purpose, draw_seed, namespace, stream
+from energyscape.errors import CapabilityError
 from energyscape.layers import Affine
 from energyscape.models.autoencoder import AutoEncoder
 from energyscape.models.deep import DeepAutoEncoder
@@ -75,7 +76,7 @@ class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         CapabilityError
             If a layer is not a model, or lacks a way back.
         """
-        layers = self.default_layers() if self.layers is None else list(self.layers)
+        layers = self._chosen_layers()
         self._check(layers)
         self._n_rows = len(as_rows(self, X, reset=True))
         self.seed_ = draw_seed(self.random_state)
@@ -86,6 +87,14 @@ class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 codes = _codes(fitted[-1], codes)
         self.layers_ = fitted
         return self
+
+    def _chosen_layers(self) -> list[Any]:
+        if self.layers is None:
+            return self.default_layers()
+        if not isinstance(self.layers, Sequence):
+            name, got = type(self).__name__, type(self.layers).__name__
+            raise ValueError(f"{name}.layers must be a sequence of models, got {got}")
+        return list(self.layers)
 
     def _check(self, layers: list[Any]) -> None:
         name = type(self).__name__
@@ -176,7 +185,13 @@ class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         layers: list[Affine] = []
         for i, model in enumerate(self.layers_):
-            need(model, ("affine_layers",), f"unrolling layer {i + 1} of {type(self).__name__}")
+            name = f"layer {i + 1} of {type(self).__name__}"
+            need(model, ("affine_layers",), f"unrolling {name}")
+            if hasattr(model, "network_inputs"):
+                raise CapabilityError(
+                    f"{name} ({type(model).__name__}) guesses a part of its input, so that the "
+                    "stack is no chain of layers; FineTunedClassifier takes it by itself"
+                )
             layers += model.fitted_layers()
         return layers
 
@@ -257,11 +272,12 @@ def fitted_model(model: Any, X: Any, seed: int) -> Any:
     """A clone of ``model`` fitted on ``X``, or what a `FrozenEstimator` holds, as it is."""
     if isinstance(model, FrozenEstimator):
         check_is_fitted(model)
+        as_rows(model.estimator, X, reset=False)
         return model.estimator
-    model = clone(model)
-    if model.random_state is None:
-        model.set_params(random_state=seed)
-    return model.fit(X)
+    settings = model.get_params(deep=False)  # a clone would copy the users' callbacks, too
+    state = settings["random_state"]
+    settings["random_state"] = seed if state is None else clone(state, safe=False)
+    return type(model)(**settings).fit(X)
 
 
 def _codes(layer: Any, X: Any) -> Any:
@@ -329,6 +345,12 @@ class DeepBeliefNet(_Stack):
 
     def _check(self, layers: list[Any]) -> None:
         super()._check(layers)
+        for i, layer in enumerate(layers[:-1], 1):
+            if hasattr(layer, "complete"):
+                raise CapabilityError(
+                    f"DeepBeliefNet: layer {i} ({type(layer).__name__}) has several hidden layers, "
+                    "which no one pass draws from; it may only be the top layer"
+                )
         for i, layer in enumerate(layers[1:], 2):
             if layer.domain != "binary":
                 raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 from energyscape.backend import Array, namespace
@@ -26,9 +27,11 @@ class Denoising(Reconstruction):
     Parameters
     ----------
     corruption : corruption, optional
-        `Masking`, `SaltAndPepper`, `GaussianNoise`. Default: ``Masking(0.25)``.
+        `Masking`, `SaltAndPepper`, `GaussianNoise`. Default: ``Masking(0.25)``. It sees rows as
+        they are given: centre data first whose 0 is no neutral value, if they are to be masked.
     emphasis : (float, float), default (1.0, 1.0)
         Weights in the loss of corrupted and of clean entries; (1, 0) is for what was masked alone.
+        `GaussianNoise` leaves no entry clean.
     walkback : int, default 0
         Further steps of the chain corrupt → reconstruct → corrupt … from each row, all of which
         must lead back to the row: spurious modes next to the data are unlearned.
@@ -81,7 +84,9 @@ validation_fraction, callbacks
         check_count("Denoising.walkback", self.walkback, 0)
         pair = self.emphasis
         fits = (
-            isinstance(pair, Sequence) and len(pair) == 2 and all(0 <= w < math.inf for w in pair)
+            isinstance(pair, Sequence)
+            and len(pair) == 2
+            and all(isinstance(w, Real) and 0 <= w < math.inf for w in pair)
         )
         if not fits or max(pair) == 0:
             raise ValueError(

@@ -26,6 +26,8 @@ _MOST_UNITS = 20
 class MaximumLikelihood(Contrast):
     """Gradient descent on the exact negative log-likelihood.
 
+    Of a `DeepBoltzmannMachine` it is that of the variational bound, whose log Z is exact.
+
     Parameters
     ----------
     n_epochs : int, optional
