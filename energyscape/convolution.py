@@ -58,6 +58,8 @@ def convolve(x: Array, filters: Array, mode: str = "valid") -> Array:
             "images (n, h, w, c) and filters (k, fh, fw, c) of equal c are wanted, got shapes "
             f"{x.shape} and {filters.shape}"
         )
+    # Sums of bytes would overflow.
+    x, filters = (v.astype(compute_dtype(v.dtype), copy=False) for v in (x, filters))
     rows, (n, h, w) = _columns(x, filters.shape[1:3], mode)
     k = filters.shape[0]
     return (rows @ filters.reshape(k, -1).T).reshape(n, h, w, k)

@@ -221,3 +221,10 @@ def test_bytes_do_not_overflow(kind: str) -> None:
     found = pool(x, kind, size=2)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, 800 if kind == "sum" else 200)
+
+
+def test_sums_of_bytes_do_not_overflow() -> None:
+    x = np.full((1, 4, 4, 2), 200, np.uint8)
+    out = convolve(x, np.ones((1, 3, 3, 2), np.uint8))
+    assert out.dtype == np.float32
+    np.testing.assert_array_equal(out, 3600)

@@ -218,3 +218,13 @@ def test_bad_settings_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             model.fit(X)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of the first rows
+@pytest.mark.parametrize("first", [1, 3])
+def test_the_rows_that_came_first_do_not_matter(first: int) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((200, 1)) @ rng.standard_normal((1, 5)) + rng.standard_normal((200, 5))
+    whole = FactorAnalysis(1).fit(1e-5 * X).score(1e-5 * X)
+    model = FactorAnalysis(1).partial_fit(1e-5 * X[:first]).partial_fit(1e-5 * X[first:])
+    assert model.score(1e-5 * X) == pytest.approx(whole, abs=1e-6)

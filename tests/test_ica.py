@@ -545,3 +545,18 @@ def test_an_update_does_not_wait_for_the_gpu(name: str, fake_cupy: Any) -> None:
 )
 def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 1.0, 100.0, 1e4])
+def test_draws_of_pools_at_any_epsilon(epsilon: float) -> None:
+    """Radii of three sources by their distribution, which quadrature gives; and they end."""
+    model = ICA(pools=[[1.0, 1.0, 1.0]], epsilon=epsilon)
+    u = model._draw_pools(np.ones((1, 3)), 20_000, stream(0, Purpose.SAMPLE))
+
+    def density(r: float) -> float:
+        return r * r * float(np.exp(np.sqrt(epsilon) - np.sqrt(epsilon + r * r)))
+
+    grid = np.linspace(0, 40 + 6 * epsilon**0.25, 4001)
+    mass = np.concatenate([[0], [quad(density, lo, hi)[0] for lo, hi in itertools.pairwise(grid)]])
+    cdf = np.cumsum(mass) / mass.sum()
+    assert _apart(np.linalg.norm(u, axis=1), lambda r: np.interp(r, grid, cdf)) < KOLMOGOROV

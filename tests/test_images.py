@@ -626,3 +626,18 @@ def test_missing_and_damaged_sets_are_named(tmp_path: Path, monkeypatch: Any) ->
     scipy.io.savemat(tmp_path / sets[load_olivetti], {"faces": np.zeros((3, 3))})
     with pytest.raises(ValueError, match=r"should hold arrays of shapes .*\(4096, 400\)"):
         load_olivetti()
+
+
+def test_deep_grey_images_keep_their_values(tmp_path: Path) -> None:
+    Image = pytest.importorskip("PIL.Image")
+    deep = (np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    (found,) = load_images(tmp_path)
+    np.testing.assert_array_equal(found, deep)
+
+
+def test_patches_of_unlike_images_have_one_dtype() -> None:
+    grey, real = np.ones((9, 9), np.uint8), np.full((9, 9), 1e300)
+    for images in ([grey, real], [real, grey]):
+        rows = PatchExtractor(3, 20, random_state=0).fit_transform(images)
+        assert rows.dtype == np.float64 and np.isfinite(rows).all()

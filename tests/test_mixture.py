@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture as Reference
 
 from energyscape.backend import Purpose, stream
 from energyscape.evaluation.laws import check_model, generic_params
+from energyscape.models import covariances
 from energyscape.models.kmeans import KMeans
 from energyscape.models.mixture import GaussianMixture
 from energyscape.optim import Adam
@@ -435,7 +436,7 @@ def test_more_components_than_rows_are_refused() -> None:
         GaussianMixture(5).fit(_rows(4))
     with pytest.raises(ValueError, match=r"covariance_type must be one of full, diag, spherical"):
         GaussianMixture(2, covariance_type="tied").fit(_rows())
-    with pytest.raises(ValueError, match=r"reg_covar must be >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"reg_covar must be >= 0 and finite, got -1"):
         GaussianMixture(2, reg_covar=-1).fit(_rows())
     with pytest.raises(TypeError, match="no path from a base measure"):
         GaussianMixture(2).forward({}, _rows(), 1.0, {})
@@ -485,3 +486,12 @@ def test_gradients_reach_what_em_reaches(kind: str) -> None:
     # The same optimum but for what is left of the steps' noise when the rate has fallen to 0.
     assert slope.score(X) == pytest.approx(em.score(X), abs=2e-3)
     assert "learning_rate" in slope.history_ and "bound" not in slope.history_
+
+
+def test_a_pivot_below_zero_is_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cuSOLVER leaves of a matrix that is not positive, where NumPy raises."""
+    matrix = np.diag([5.0, 5.0, -9.0])[None]
+    assert covariances._roots_above_one(matrix) is None
+    left = np.diag([5**0.5, 5**0.5, -9.0])[None]
+    monkeypatch.setattr(np.linalg, "cholesky", lambda S: left)
+    assert covariances._roots_above_one(matrix) is None

@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
 
 import energyscape
 from energyscape.backend import to_host
@@ -61,19 +61,17 @@ def test_triangle_is_its_formula() -> None:
     assert abs(found - squared).max() > 0.1
 
 
-def test_triangle_of_a_row_that_is_in_the_dictionary() -> None:
-    """Its squared distance may round to less than 0, which must not become NaN.
-
-    Squares of order 1e4 · 6 in float32 leave 1e4 · 6 · 2^-23 ≈ 0.01 of squared distance.
-    """
+@pytest.mark.parametrize("offset", [0, 100, 10_000])
+def test_distances_far_from_zero(offset: float) -> None:
+    """Squares about 0 would cancel in float32, below 0 where a row is in the dictionary."""
     rng = np.random.default_rng(0)
-    D = (100 + rng.standard_normal((40, 6))).astype(np.float32)
-    product = (D * D).sum(axis=1)[:, None] - 2 * D @ D.T + (D * D).sum(axis=1)
-    assert product.diagonal().min() < 0  # or this would test nothing
-    found = Triangle()(D, D)
-    assert np.isfinite(found).all()
-    wanted = np.maximum(0, cdist(D, D).mean(axis=1, keepdims=True) - cdist(D, D))
-    assert abs(found - wanted).max() < 0.5
+    D = (offset + rng.standard_normal((40, 6))).astype(np.float32)
+    z = np.concatenate([D, (offset + rng.standard_normal((30, 6))).astype(np.float32)])
+    distance = cdist(z.astype(np.float64), D.astype(np.float64))
+    wanted = np.maximum(0, distance.mean(axis=1, keepdims=True) - distance)
+    # Rounding of squares, 1e-6, is 1e-3 under the root where the distance is 0.
+    np.testing.assert_allclose(Triangle()(z, D), wanted, atol=2e-3)
+    np.testing.assert_array_equal(Hard()(z, D).argmax(axis=1), distance.argmin(axis=1))
 
 
 def test_hard_is_the_nearest() -> None:
@@ -290,3 +288,13 @@ def test_what_cannot_be_is_said_in_words() -> None:
         PatchFeatures(_kmeans(), patch=3, encoder=Triangle, n_patches=50).fit(IMAGES)
     with pytest.raises(ValueError, match="images of one shape"):
         PatchFeatures(_kmeans(), patch=3, n_patches=50).fit([IMAGES[0], IMAGES[1][:5]])
+
+
+def test_a_model_with_sparse_codes() -> None:
+    images = np.random.default_rng(0).random((4, 6, 6))
+    dense = KBinsDiscretizer(3, encode="onehot-dense", strategy="uniform")
+    found = [
+        PatchFeatures(model, patch=2, n_patches=50, random_state=0).fit_transform(images)
+        for model in (dense, clone(dense).set_params(encode="onehot"))
+    ]
+    np.testing.assert_array_equal(*found)

@@ -297,3 +297,30 @@ def test_chains_have_nowhere_to_go() -> None:
     assert isinstance(PCA(2).fit(_rows()).trainer_, ClosedForm)
     model, params = PCA(2), PCA(2).init_params(_rows(), stream(0, Purpose.INIT))
     assert not model.proper and set(params) == set(model.param_shapes(12))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_random_subspace_wider_than_the_rows_allow(dtype: Any) -> None:
+    """Axes without variance must not become variance by dividing rounding by its root."""
+    X = (5 * np.random.default_rng(0).standard_normal((12, 300))).astype(dtype)
+    exact = PCA(6, algorithm="covariance").fit(X).explained_variance_
+    model = PCA(6, algorithm="randomized", random_state=0).fit(X)
+    np.testing.assert_allclose(model.explained_variance_, exact, rtol=1e-3)
+    low = X[:, :3] @ np.random.default_rng(1).standard_normal((3, 60)).astype(dtype)
+    model = PCA(5, algorithm="randomized", random_state=0).fit(low)
+    assert model.explained_variance_ratio_.sum() <= 1 + 1e-6
+    assert model.explained_variance_[3] < 1e-5 * model.explained_variance_[0]
+
+
+def test_rows_in_parts_are_refused_for_lists_too() -> None:
+    wide = np.random.default_rng(0).standard_normal((30, 1001))
+    for rows in (wide, wide.tolist()):
+        with pytest.raises(ValueError, match="'auto' is 'randomized' for 1001 features"):
+            PCA(2).partial_fit(rows)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_whitening_leaves_axes_alone_that_only_rounding_made(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    model = PCA(whiten=True).fit(rng.standard_normal((10, 64)).astype(dtype))
+    assert abs(model.transform(rng.standard_normal((5, 64)).astype(dtype))).max() < 10

@@ -67,7 +67,7 @@ class Hard(_Encoder):
     """1 for the nearest row of the dictionary, 0 for all others; the first of equally near ones."""
 
     def _encode(self, z: Array, D: Array) -> Array:
-        xp = namespace(z)
+        xp, (z, D) = namespace(z), _centred(z, D)
         # ½|z|² is the same for all: the nearest has the largest z·D - ½|D|².
         score = z @ D.T
         score -= _squares(D) / 2
@@ -83,7 +83,7 @@ class Triangle(_Encoder):
     """
 
     def _encode(self, z: Array, D: Array) -> Array:
-        xp = namespace(z)
+        xp, (z, D) = namespace(z), _centred(z, D)
         f = z @ (-2 * D).T
         f += _squares(D)
         f += _squares(z)[:, None]
@@ -123,6 +123,12 @@ class SoftThreshold(_Encoder):
             xp.negative(f[:, :K], out=f[:, K:])
         f -= z.dtype.type(self.alpha)
         return xp.maximum(f, 0, out=f)
+
+
+def _centred(z: Array, D: Array) -> tuple[Array, Array]:
+    """About the dictionary's mean, where squares do not cancel."""
+    centre = D.mean(axis=0)
+    return z - centre, D - centre
 
 
 def _squares(x: Array) -> Array:

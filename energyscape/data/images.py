@@ -209,8 +209,9 @@ def _pictures(files: list[Path]) -> list[np.ndarray]:
     for file in files:
         try:
             with Image.open(file) as image:
+                deep = image.mode.startswith(("I", "F"))  # which converting would clip at 255
                 grey = image.mode in ("1", "L", "LA")
-                images.append(np.asarray(image.convert("L" if grey else "RGB")))
+                images.append(np.asarray(image if deep else image.convert("L" if grey else "RGB")))
         except OSError as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
     return images

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -243,5 +244,7 @@ class PatchFeatures(ClassNamePrefixFeaturesOutMixin, Transformer):
 
 
 def _plain(features: Any) -> Array:
-    """An array also where ``set_output`` makes a step give data frames."""
+    """An array also where a step gives sparse rows or, by ``set_output``, data frames."""
+    if scipy.sparse.issparse(features):
+        return features.toarray()
     return features if is_gpu_array(features) else np.asarray(features)

@@ -255,7 +255,8 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
             if len(groups) == 1:
                 return [part]
             if out is None:
-                out = namespace(part).empty((len(places), part.shape[1]), part.dtype)
+                dtype = np.result_type(*(g.dtype for g in groups))
+                out = namespace(part).empty((len(places), part.shape[1]), dtype)
             out[to_device(mine, device_of(part))] = part
         return [out]
 

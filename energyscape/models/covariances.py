@@ -173,9 +173,11 @@ def _roots_above_one(S: Array) -> Array | None:
     None if one is not of them."""
     try:
         root = _root(S)
-    except np.linalg.LinAlgError:  # not positive; CuPy gives NaN instead
+    except np.linalg.LinAlgError:  # not positive; CuPy may leave a pivot that is not, or NaN
         return None
-    return root if bool(((root * root).sum(axis=(-2, -1)) < 1).all()) else None
+    positive = namespace(S).diagonal(root, axis1=-2, axis2=-1) > 0
+    far = (root * root).sum(axis=(-2, -1)) < 1
+    return root if bool(far.all() & positive.all()) else None
 
 
 def _raised_to_one(S: Array) -> Array:

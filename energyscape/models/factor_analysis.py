@@ -273,6 +273,12 @@ class FactorAnalysis(EnergyModel):
         """`maximize` on the same moments, in float64, until it gains no more than ``tol``."""
         dtype = params["W"].dtype
         new = {k: v.astype(np.float64) for k, v in params.items()}
+        # From all rows, so that those the fit began with do not matter.
+        mean, scatter = mean_and_scatter(stats)
+        own = namespace(mean).diagonal(scatter) / stats["rows"]
+        rounding = 10 * float(np.finfo(dtype).eps) * mean * mean
+        new["spread"] = namespace(mean).where(own > rounding, own, new["spread"])
+        new["log_psi"] = namespace(mean).log(new["spread"])
         last = math.inf
         for _ in range(self.max_iter):
             new = self.maximize(new, stats)

@@ -321,13 +321,17 @@ class ICA(LinearSources):
         return xp.where(sign > 0, heavy, xp.where(sign < 0, light, math.sqrt(2) * one))
 
     def _draw_pools(self, P: Array, n: int, rng: Any) -> Array:
-        """A direction and a radius of density ∝ r^(s-1) exp(-√(ε + r²)): a Gamma variable r is
-        accepted with probability exp(r - √(ε + r²))."""
+        """A direction and a radius of density ∝ r^(s-1) exp(-√(ε + r²)): a Gamma variable r of
+        rate a is accepted with probability exp(a r + √((1 - a²) ε) - √(ε + r²)) <= 1. The a that
+        accepts most depends on ε and s."""
         xp, member, k = namespace(P), (P > 0).astype(np.float64), P.shape[1]
+        squared = 2 / (1 + xp.sqrt(1 + 4 * self.epsilon / member.sum(axis=1) ** 2))
+        a, least = xp.sqrt(squared), xp.sqrt((1 - squared) * self.epsilon)
         r, done = xp.zeros((n, len(P))), xp.zeros((n, len(P)), np.bool_)
         while not bool(done.all()):
-            r = xp.where(done, r, rng.exponential((n, k)) @ member.T)
-            done |= rng.uniform(r.shape, np.float64) < xp.exp(r - xp.sqrt(self.epsilon + r * r))
+            r = xp.where(done, r, rng.exponential((n, k)) @ member.T / a)
+            bound = a * r + least - xp.sqrt(self.epsilon + r * r)
+            done |= rng.uniform(r.shape, np.float64) < xp.exp(bound)
         g = rng.normal((n, k), np.float64)
         length = xp.sqrt((g * g) @ member.T)
         return g * ((r / length) @ member) / xp.sqrt(P.sum(axis=0))

@@ -93,9 +93,10 @@ class GaussianMixture(EnergyModel):
     covariance_type : {"full", "diag", "spherical"}, default "full"
         A matrix, a variance per feature, or one variance for each component.
     reg_covar : float >= 0, default 1e-6
-        Least variance of a component, as a fraction of each feature's variance, so that none
-        collapses onto a point; `fit` warns where one rests on it. It is a constraint and not added
-        to variances, so that EM never loses likelihood and most fits do not feel it.
+        Least variance of a component, as a fraction of each feature's variance in the rows that
+        the fit begins with, so that none collapses onto a point; `fit` warns where one rests on it.
+        It is a constraint and not added to variances, so that EM never loses likelihood and most
+        fits do not feel it.
     trainer : Trainer, optional
         Default: ``EM()``.
     random_state, device, verbose
@@ -164,8 +165,10 @@ or (n_components,)
                 f"GaussianMixture.covariance_type must be one of {', '.join(covariances.KINDS)}, "
                 f"got {self.covariance_type!r}"
             )
-        if not self.reg_covar >= 0:
-            raise ValueError(f"GaussianMixture.reg_covar must be >= 0, got {self.reg_covar!r}")
+        if not 0 <= self.reg_covar < math.inf:
+            raise ValueError(
+                f"GaussianMixture.reg_covar must be >= 0 and finite, got {self.reg_covar!r}"
+            )
 
     def check_rows(self, n: int, event_shape: tuple[int, ...]) -> None:
         if n < self.n_components:

@@ -149,6 +149,9 @@ class PCA(EnergyModel):
     def partial_fit(self, X: Any, y: Any = None) -> Any:
         """Add rows: the result is that of one ``fit`` on all rows so far.
 
+        The first call needs ``n_components`` rows; if that is None, it settles how many axes there
+        are.
+
         Parameters
         ----------
         X : array, shape (n, n_features)
@@ -158,10 +161,11 @@ class PCA(EnergyModel):
         -------
         self
         """
-        if len(getattr(X, "shape", ())) == 2 and self._randomized(X.shape[1]):
+        shape = X.shape if hasattr(X, "shape") else np.shape(X)
+        if len(shape) == 2 and self._randomized(shape[1]):
             raise ValueError(
                 f"PCA.partial_fit needs the sums of algorithm='covariance'; 'auto' is 'randomized' "
-                f"for {X.shape[1]} features, which goes over all rows several times"
+                f"for {shape[1]} features, which goes over all rows several times"
             )
         return super().partial_fit(X, y)
 
@@ -262,8 +266,10 @@ class PCA(EnergyModel):
         return [Affine(W, -(params["mean"] @ W), f, V, params["mean"], f)]
 
     def _deviations(self, params: Params) -> Array:
+        """Of the codes; 1 where there is none but by rounding."""
         xp, variance = namespace(params["W"]), params["variance"]
-        return xp.sqrt(xp.where(variance > 0, variance, 1))
+        rounding = variance.dtype.type(10 * np.finfo(variance.dtype).eps) * variance.max()
+        return xp.sqrt(xp.where(variance > rounding, variance, 1))
 
     # ------------------------------------------------------------ solution
 
@@ -291,12 +297,16 @@ class PCA(EnergyModel):
             # The products were taken about the offset: put right what that shifts.
             shift, Q = stats["x"] / n, params["range"].astype(np.float64)
             cross = stats["cross"] - n * xp.outer(shift, shift @ Q)
+            # All eigenvalues are raised by the rounding of the products, which the root below
+            # would blow up (Tropp, Yurtsever, Udell and Cevher, 2017).
+            nudge = np.finfo(params["W"].dtype).eps * xp.sqrt((cross * cross).sum())
+            cross += nudge * Q
             inner = Q.T @ cross
             values, vectors = xp.linalg.eigh(0.5 * (inner + inner.T))
             keep = xp.maximum(values, xp.maximum(values[-1] * 1e-14, 1e-300))
             left, sizes, _ = xp.linalg.svd((cross @ vectors) / xp.sqrt(keep), full_matrices=False)
             mean, left = shift, signed(left)
-            variance, W = sizes[:q] ** 2 / free, left[:, :q]
+            variance, W = xp.maximum(sizes[:q] ** 2 - nudge, 0) / free, left[:, :q]
             total = (stats["square"] - n * (shift @ shift)) / free
             new["range"] = left
         else:
@@ -317,6 +327,9 @@ class PCA(EnergyModel):
 
     def score_samples(self, X: Any) -> Any:
         """Log-likelihood of each row under probabilistic PCA, with the fitted variances.
+
+        Where these are but rounding (as many axes as rows), rows that were not fitted are
+        impossible: keep fewer axes.
 
         Parameters
         ----------
