@@ -77,7 +77,7 @@ def entry(name: str, k: int, seed: int):
     return cls(random_state=seed, **size), None
 
 
-def run(name: str, k: int, images, labels) -> dict:
+def run(name: str, k: int, images, labels, keep: bool) -> dict:
     """Accuracy of every fold of every repeat, and what it took."""
     from sklearn.model_selection import StratifiedKFold
     from sklearn.pipeline import make_pipeline
@@ -102,12 +102,25 @@ def run(name: str, k: int, images, labels) -> dict:
         learned += time.perf_counter() - started
         folds = StratifiedKFold(FOLDS, shuffle=True, random_state=repeat)
         scores.append([judge(H, labels, *fold) for fold in folds.split(H, labels)])
+    if keep:
+        picture(name, features)
     return {
         "scores": scores,
         "seconds": time.perf_counter() - began,
         "feature_seconds": learned,
         "k": features.n_features_per_region_,
     }
+
+
+def picture(name: str, features) -> None:
+    """Save the first hundred filters, where they are in pixels (whitened ones)."""
+    from energyscape.data.encoders import dictionary_of
+    from energyscape.plotting import save_grid
+
+    filters = dictionary_of(features.model_[-1])
+    if filters.shape[1] == 6 * 6 * 3:
+        path = HERE / "results" / f"cifar_features_{name}.png"
+        save_grid(path, filters[:100], zoom=3, image_shape=(6, 6, 3))
 
 
 def judge(H, y, train, test) -> float:
@@ -163,7 +176,8 @@ def report(chosen) -> None:
     text = (
         f"{chosen.rows} images, {REPEATS} × {FOLDS}-fold cross-validation, mean accuracy. "
         f"Differences with 95 % intervals for pairs of folds; an order is claimed where they "
-        f"exclude 0.\n\n{table(header, rows)}"
+        "exclude 0. Filters: `results/cifar_features_….png`.\n\n"
+        f"{table(header, rows)}"
     )
     write(chosen, "cifar_features", "CIFAR-10 part, Coates-Ng pipeline", text, every)
 
@@ -184,7 +198,7 @@ def main() -> None:
     labels = np.concatenate([y for _, y in parts])[: chosen.rows]
     runs = json.loads(STORE.read_text()) if STORE.exists() else {}
     for name in chosen.names or entries(chosen.k, 0):
-        runs[name] = run(name, chosen.k, images, labels) | {"rows": len(labels)}
+        runs[name] = run(name, chosen.k, images, labels, not chosen.dry) | {"rows": len(labels)}
         print(name, np.mean(runs[name]["scores"]), round(runs[name]["seconds"]), flush=True)
         if not chosen.dry:
             STORE.write_text(json.dumps(runs, indent=1))
