@@ -374,7 +374,11 @@ def test_a_frozen_model_is_taken_as_it_is(frozen: str, tmp_path: Any) -> None:
         fitted("RBM", model=FrozenEstimator(clone(MODELS[frozen])))
 
 
-@pytest.mark.parametrize("model", [GaussianMixture(2), KMeans(3), SklearnKMeans(3)], ids=repr)
+@pytest.mark.parametrize(
+    "model",
+    [GaussianMixture(2), KMeans(3), SklearnKMeans(3), DeepBoltzmannMachine((4, 3, 2))],
+    ids=repr,
+)
 def test_what_has_no_layers_is_refused_before_it_is_fitted(model: Any) -> None:
     with pytest.raises(CapabilityError, match=r"chain of layers.*such as.*none.*pipeline"):
         FineTunedClassifier(model).fit(X, Y)

@@ -201,7 +201,8 @@ class FineTunedClassifier(ParametersMixin, PersistenceMixin, ClassifierMixin, Ba
         if not any(hasattr(model, part) for part in ("affine_layers", "unroll", "network_inputs")):
             raise CapabilityError(
                 "FineTunedClassifier needs a model whose encoder is a chain of layers (it offers "
-                "affine_layers), such as an auto-encoder, an RBM, PCA, or a stack of these; "
+                "affine_layers), such as an auto-encoder, an RBM, a DeepBoltzmannMachine of two "
+                "hidden layers, PCA, or a stack of these; "
                 f"{type(model).__name__} has none. Its features go into a classifier by a pipeline"
             )
         return model

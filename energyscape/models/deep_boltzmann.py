@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, Purpose, namespace, stream
-from energyscape.errors import CapabilityError
 from energyscape.kernels import sigmoid
 from energyscape.layers import Affine, Sigmoid
 from energyscape.models.binary_visible import BinaryVisible
@@ -280,18 +280,15 @@ class DeepBoltzmannMachine(BinaryVisible):
         field += params["b"][:d]
         return sigmoid(field, out=field)
 
+    @available_if(lambda self: len(self.hidden_layer_sizes) == 2)
     def network_inputs(self, X: Any) -> Any:
         """Rows with the mean-field guess of the second layer: what the first layer of a classifier
         takes (Salakhutdinov and Hinton, 2009, figure 3)."""
         return self._map(X, self.complete)
 
+    @available_if(lambda self: len(self.hidden_layer_sizes) == 2)
     def affine_layers(self, params: Params) -> list[Affine]:
         """h1 from v and the guess of h2, then h2 from h1: two layers, for `network_inputs`."""
-        if len(self.hidden_layer_sizes) != 2:
-            raise CapabilityError(
-                "DeepBoltzmannMachine gives its encoder as layers where it has two hidden ones; "
-                f"this has {len(self.hidden_layer_sizes)}"
-            )
         W1, W2, b, f = params["W1"], params["W2"], params["b"], Sigmoid()
         up, d = namespace(W1).concatenate([W1, W2.T]), len(W1)
         return [
