@@ -176,8 +176,8 @@ def report(chosen) -> None:
     text = (
         f"{chosen.rows} images, {REPEATS} × {FOLDS}-fold cross-validation, mean accuracy. "
         f"Differences with 95 % intervals for pairs of folds; an order is claimed where they "
-        "exclude 0. The classifier is ridge regression, not the paper's SVM. Noise and penalties of "
-        "the auto-encoders were chosen among three or four each on two of these folds, other "
+        "exclude 0. The classifier is ridge regression, not the paper's SVM. Noise and penalties "
+        "of the auto-encoders were chosen among three or four each on two of these folds, other "
         "entries were not tuned: the auto-encoders' figures flatter them a little. Filters: "
         "`results/cifar_features_….png`.\n\n"
         f"{table(header, rows)}"
