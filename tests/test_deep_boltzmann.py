@@ -28,7 +28,7 @@ from energyscape.models.deep_boltzmann import DeepBoltzmannMachine
 from energyscape.models.layered import Layers
 from energyscape.optim import SGD, Constant, Moment
 from energyscape.samplers import AIS, Metropolis, ParallelTempering
-from energyscape.trainers import CD, FPCD, PCD, MaximumLikelihood
+from energyscape.trainers import CD, EM, FPCD, PCD, MaximumLikelihood
 from energyscape.trainers.base import Batch
 
 # 4-3-2, 3-3-2-2, and one whose even side is the smaller one: 2-6-2.
@@ -669,3 +669,54 @@ def test_the_face_on_the_device(cupy: Any) -> None:
     ):
         assert isinstance(result, cupy.ndarray)
     assert np.isfinite(model.log_likelihood_bounds(X, AIS(20, 20)).low)
+
+
+# ---------------------------------------------------------------- pre-training
+
+
+@over
+def test_an_rbm_taken_up_keeps_its_density(sizes: tuple[int, ...]) -> None:
+    """Exactly, where nothing couples the layers above; h2 and the rest hang on by O(W2) else."""
+    rng = np.random.default_rng(3)
+    rbm = {
+        "W": rng.standard_normal(sizes[:2]),
+        "b": rng.standard_normal(sizes[0]),
+        "c": rng.standard_normal(sizes[1]),
+        "mean_v": rng.random(sizes[0]),
+        "mean_h": rng.random(sizes[1]),
+    }
+    x = np.random.default_rng(5).integers(0, 2, (20, sizes[0])).astype(np.float64)
+    model = machine(sizes)
+    params = model.init_params(x, stream(0, Purpose.INIT))
+    above = [name for name in params if name.startswith("W") and name != "W1"]
+    drift = []
+    for scale in (1.0, 0.5, 0.0):
+        for name in above:
+            params[name] *= scale
+        model.take_up(params, rbm)
+        v, free, log_z = exact_free_energy(params, sizes)
+        own = RBM(sizes[1]).free_energy(rbm, v)
+        drift.append(np.ptp(free + log_z - own))
+    assert drift[1] < 0.6 * drift[0]
+    assert drift[2] < 1e-12
+
+
+def test_pretraining_is_the_fit_of_an_rbm() -> None:
+    x = np.random.default_rng(5).integers(0, 2, (50, 4)).astype(np.float64)
+    seen: list[int] = []
+    first = PCD(n_epochs=3, callbacks=[lambda model, state, info: seen.append(state.epoch)])
+    still = PCD(n_epochs=1, learning_rate=1e-12)
+    model = DeepBoltzmannMachine((3, 2), pretraining=first, trainer=still, random_state=0).fit(x)
+    rbm = RBM(3, trainer=PCD(n_epochs=3), random_state=0).fit(x)
+    np.testing.assert_allclose(model.coefs_[0], rbm.components_.T, atol=1e-9)
+    np.testing.assert_allclose(model.intercepts_[0], rbm.intercept_visible_, atol=1e-9)
+    assert seen == [1, 2, 3] and model.n_iter_ == 1
+    assert clone(model).get_params()["pretraining__n_epochs"] == 3
+
+
+def test_pretraining_refuses_what_cannot_train_an_rbm() -> None:
+    x = np.eye(4)
+    with pytest.raises(CapabilityError, match="EM cannot train RBM"):
+        DeepBoltzmannMachine((3, 2), pretraining=EM()).fit(x)
+    with pytest.raises(ValueError, match=r"pretraining__n_epochs has nothing to set"):
+        DeepBoltzmannMachine((3, 2)).set_params(pretraining__n_epochs=2)

@@ -135,6 +135,12 @@ class EnergyModel(
         warn_range(self, rows.X)
         self.seed_ = draw_seed(self.random_state)
         self._device = resolve_device(self.device, rows.X)
+        self.learn(trainer, rows)
+        self._warn(trainer)
+        return self
+
+    def learn(self, trainer: Any, rows: Rows) -> None:
+        """`fit` by a validated trainer on checked rows, where seed and device are known."""
         rows, held_out = training.split(trainer, rows, self.seed_)
         self.check_rows(len(rows), rows.event_shape)
         best: Any = None
@@ -148,8 +154,6 @@ class EnergyModel(
             if best is None or self._state.history["bound"][-1] > best.history["bound"][-1]:
                 best = self._state
         self._keep(best, trainer)
-        self._warn(trainer)
-        return self
 
     def _keep(self, best: Any, trainer: Any) -> None:
         """Show the best of several starts, and let files that callbacks wrote hold it."""
@@ -234,6 +238,10 @@ class EnergyModel(
                 warnings.warn(complaint, ConvergenceWarning, stacklevel=3)
 
     def _prepare(self, X: Any, reset: bool) -> tuple[Any, Rows]:
+        return self.chosen_trainer(), as_rows(self, X, reset)
+
+    def chosen_trainer(self) -> Any:
+        """A copy of the trainer, or the default one, that can train this model as it is set."""
         self.check_settings()
         trainer = self.default_trainer()
         if self.trainer is not None:
@@ -241,7 +249,7 @@ class EnergyModel(
             trainer = clone(self.trainer).set_params(callbacks=self.trainer.callbacks)
         require(self, trainer)
         trainer.validate(self)
-        return trainer, as_rows(self, X, reset)
+        return trainer
 
     def check_settings(self) -> None:
         """Raise ValueError for constructor arguments that cannot be."""
@@ -253,7 +261,7 @@ class EnergyModel(
             x = training.first_rows(trainer, rows, trainer.start_rows, plan, Purpose.INIT)
             rng = stream(self.seed_, Purpose.INIT, 2 + start, self._device)
             try:
-                params = self.init_params(x, rng)
+                params = self.first_params(rows, x, rng)
             except np.linalg.LinAlgError as error:
                 raise DivergenceError(
                     f"{type(self).__name__} cannot start from these rows: {error}. The likely "
@@ -264,6 +272,10 @@ class EnergyModel(
         self._home = device_of(rows.X)  # where fitted attributes and samples are handed out
         self._environment = io.environment(self._device)
         self._state = TrainState(params, carry, n_rows=len(rows))
+
+    def first_params(self, rows: Rows, x: Array, rng: Any) -> Params:
+        """Where training on ``rows``, of which ``x`` are some, begins."""
+        return self.init_params(x, rng)
 
     def _continue(self, trainer: Any, rows: Rows) -> None:
         """Check that the carried state is what ``trainer`` keeps."""
@@ -424,7 +436,8 @@ class EnergyModel(
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters by name, nested ones as ``trainer__learning_rate``."""
-        check_nested(self, params, {"trainer": f"{type(self.default_trainer()).__name__}()"})
+        default = f"{type(self.default_trainer()).__name__}()"
+        check_nested(self, params, {"trainer": default, "pretraining": default})
         return super().set_params(**params)
 
     def __sklearn_tags__(self) -> Any:

@@ -14,7 +14,8 @@ Sweeps over odd and even layers lower this bound every time (each is exact given
 no damping. Entropy has no parameters, so ∂F/∂θ at (v, μ) is the gradient of the bound where the
 sweeps have come to rest: what data push down is F at the completed rows.
 
-Training is centred from small weights, without pre-training (Montavon and Müller, 2012).
+Training is centred from small weights (Montavon and Müller, 2012), or from an RBM: with the layers
+above it uncoupled a deep machine has the RBM's density of v, from which it goes on.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from energyscape.models.binary_visible import BinaryVisible
 from energyscape.models.bipartite import BipartitePass
 from energyscape.models.layered import Layers
 from energyscape.models.likelihood import LikelihoodBounds
+from energyscape.models.rbm import RBM
 from energyscape.registry import register
 from energyscape.samplers import AIS
+from energyscape.sources import Rows
 from energyscape.verbs import Param, Params, check_count
 
 _TINY = np.finfo(np.float64).tiny
@@ -73,6 +76,10 @@ class DeepBoltzmannMachine(BinaryVisible):
     features : {"all", "last"}, default "all"
         What `transform` gives: mean-field activities of all hidden layers side by side, or of the
         last one.
+    pretraining : Trainer, optional
+        What trains an `RBM` of ``hidden_layer_sizes[0]`` units first, on the same rows, whose
+        density is where the whole machine starts. Default: none, all layers learn together from
+        small weights.
     trainer : Trainer, optional
         Default: ``PCD()``.
     random_state : int, RandomState, Generator or None
@@ -127,6 +134,7 @@ class DeepBoltzmannMachine(BinaryVisible):
         centered: bool = True,
         n_mean_field: int = 5,
         features: str = "all",
+        pretraining: Any = None,
         trainer: Any = None,
         random_state: Any = None,
         device: str = "auto",
@@ -136,6 +144,7 @@ class DeepBoltzmannMachine(BinaryVisible):
         self.centered = centered
         self.n_mean_field = n_mean_field
         self.features = features
+        self.pretraining = pretraining
         self.trainer = trainer
         self.random_state = random_state
         self.device = device
@@ -175,6 +184,39 @@ class DeepBoltzmannMachine(BinaryVisible):
         at_h, at_v = self._fields_at_means(params)
         odds = xp.concatenate([xp.log(p / (1 - p)).astype(x.dtype), xp.zeros_like(even)])
         return params | {"b": odds - at_h, "c": -at_v}
+
+    def first_params(self, rows: Rows, x: Array, rng: Any) -> Params:
+        params = super().first_params(rows, x, rng)
+        if self.pretraining is not None:
+            self.take_up(params, self._pretrained(rows))
+        return params
+
+    def _pretrained(self, rows: Rows) -> Params:
+        """Parameters of an RBM of the first hidden layer, trained on the same rows."""
+        rbm = RBM(
+            int(self.hidden_layer_sizes[0]),
+            centered=self.centered,
+            trainer=self.pretraining,
+            verbose=self.verbose,
+        )
+        trainer = rbm.chosen_trainer()
+        rbm.n_features_in_ = self.n_features_in_
+        rbm.seed_, rbm._device = self.seed_, self._device
+        rbm.learn(trainer, rows)
+        return rbm._params
+
+    def take_up(self, params: Params, rbm: Params) -> None:
+        """Put an RBM's layer into ``params``, in place; fields of the layers above it stay at 0
+        where all units are at their means."""
+        d, units = rbm["W"].shape
+        params["W1"][:] = rbm["W"]
+        params["mean_v"][:d], params["mean_h"][:units] = rbm["mean_v"], rbm["mean_h"]
+        at_h, at_v = self._fields_at_means(params)
+        params["b"][:], params["c"][:] = -at_h, -at_v
+        params["b"][:d] = rbm["b"]
+        params["c"][:units] = rbm["c"]
+        if "W2" in params:
+            params["c"][:units] -= params["W2"] @ params["mean_v"][d:][: params["W2"].shape[1]]
 
     def param_specs(self) -> dict[str, Param]:
         weights = {"W1": Param(decay=True)}
