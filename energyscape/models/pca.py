@@ -181,22 +181,24 @@ class PCA(EnergyModel):
     # ------------------------------------------------------------ parameters
 
     def init_params(self, x: Array, rng: Any) -> Params:
-        """A random subspace through the mean."""
+        """The first axes through the mean, which nothing need be computed for; and random ones
+        where the subspace is found from them."""
         xp, d = namespace(x), x.shape[1]
         q = min(len(x), d) if self.n_components is None else self.n_components
         some = x[:_ROWS_OF_START].astype(np.float64)
         mean = some.mean(axis=0)
-        wide = min(d, q + _OVERSAMPLED) if self._randomized(d) else q
-        W = xp.linalg.qr(rng.normal((d, wide), np.float64))[0].astype(x.dtype)
         params = {
             "mean": mean.astype(x.dtype),
             "offset": origin(mean, some.var(axis=0)).astype(x.dtype),
-            "W": xp.ascontiguousarray(W[:, :q]),
+            "W": xp.eye(d, q, dtype=x.dtype),
             "variance": xp.ones(q, x.dtype),
             "noise": xp.ones((), x.dtype),
             "total": xp.ones((), x.dtype),
         }
-        return params | {"range": W} if self._randomized(d) else params
+        if self._randomized(d):
+            random = rng.normal((d, min(d, q + _OVERSAMPLED)), np.float64)
+            params["range"] = xp.linalg.qr(random)[0].astype(x.dtype)
+        return params
 
     def param_specs(self) -> dict[str, Param]:
         fixed = Param(trainable=False)
