@@ -22,7 +22,7 @@ def moment_sums(x: Array, offset: Array) -> Params:
     """
     xp, (n, d) = namespace(x), x.shape
     first, second = xp.zeros(d, np.float64), xp.zeros((d, d), np.float64)
-    size = max(2 * d, 256, (_ON_GPU if is_gpu_array(x) else _BLOCK) // d)
+    size = max(4 * d, 256, (_ON_GPU if is_gpu_array(x) else _BLOCK) // d)
     ones = xp.ones(min(size, n), x.dtype)
     far = is_gpu_array(x) or offset.any()  # to ask a GPU would be to wait for it
     block = xp.empty((min(size, n) if far else 0, d), x.dtype)
