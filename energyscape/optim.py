@@ -138,13 +138,18 @@ class Optimizer(BaseEstimator):
         schedule = LinearDecay() if self.schedule is None else self.schedule
         return self.learning_rate * schedule(at.progress)
 
-    def _rates(self, specs: dict[str, Param], at: Moment) -> dict[str, float]:
-        rate, own, progress = self.rate(at), self.rates or {}, at.progress or 0.0
+    def shares(self, specs: dict[str, Param], at: Moment) -> dict[str, float]:
+        """Rates relative to the learning rate, by the name of every parameter that moves yet."""
+        own, progress = self.rates or {}, at.progress or 0.0
         return {
-            key: rate * spec.rate * own.get(key, 1.0)
+            key: spec.rate * own.get(key, 1.0)
             for key, spec in specs.items()
             if spec.trainable and (at.progress is None or progress >= spec.start)
         }
+
+    def _rates(self, specs: dict[str, Param], at: Moment) -> dict[str, float]:
+        rate = self.rate(at)
+        return {key: rate * share for key, share in self.shares(specs, at).items()}
 
 
 @register

@@ -7,6 +7,7 @@ inherits them by adding one; scikit-learn's own checks have their list in test_s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,17 @@ from energyscape.models import (
     PCA,
     RBM,
     AutoEncoder,
+    CovarianceRBM,
     DeepAutoEncoder,
     DeepBoltzmannMachine,
     FactorAnalysis,
     GaussianMixture,
     GaussianRBM,
     KMeans,
+    McRBM,
+    MPoT,
     OvercompleteICA,
+    PoT,
 )
 from energyscape.samplers import HMC, Langevin, Metropolis, ParallelTempering
 from energyscape.trainers import (
@@ -127,6 +132,30 @@ OTHERS = [
     Case("ICA subspaces", lambda **k: ICA(pools=2, **k), _reals(60, 6), _EXACT),
     Case("OvercompleteICA", lambda **k: OvercompleteICA(9, **k), _reals(60, 6), _CHAINS),
     *map(_mixture, ("full", "diag", "spherical")),
+    Case("PoT", lambda **k: PoT(7, **k), _reals(60, 6), _CHAINS),
+    Case("PoT complete", lambda **k: PoT(6, sigma=math.inf, **k), _reals(60, 6), _EXACT),
+    Case(
+        "CovarianceRBM", lambda **k: CovarianceRBM(8, sigma="learned", **k), _reals(60, 6), _CHAINS
+    ),
+    Case(
+        "CovarianceRBM pools",
+        lambda **k: CovarianceRBM(8, pools=2, learn_pools=False, **k),
+        _reals(60, 6),
+        _CHAINS,
+    ),
+    Case("McRBM", lambda **k: McRBM(6, n_mean_components=4, **k), _reals(60, 6), _CHAINS),
+    Case(
+        "McRBM normalized",
+        lambda **k: McRBM(6, n_mean_components=4, normalize=True, **k),
+        _reals(60, 6),
+        _CHAINS,
+    ),
+    Case(
+        "MPoT",
+        lambda **k: MPoT(6, n_mean_components=4, pools=2, sigma="learned", **k),
+        _reals(60, 6),
+        _CHAINS,
+    ),
     Case(
         "AutoEncoder",
         lambda **k: AutoEncoder(4, **k),

@@ -114,3 +114,38 @@ def bars_and_stripes(side: int) -> np.ndarray:
             np.repeat(line[None], side, 0).ravel(),
         ]
     return np.array(images, np.float32)
+
+
+def gated_factor(
+    params: dict[str, np.ndarray], u: np.ndarray, beta: float = 1.0
+) -> tuple[np.ndarray, float]:
+    """log of what covariance units multiply the density of u by, h summed or integrated out of
+    exp(-βE) (gamma units: of (1 + z)^(-βγ)), row by row, and the most that can be."""
+    r = u @ params["C"]
+    z = 0.5 * r**2 @ params.get("P", np.eye(r.shape[1]))
+    if "a" in params:
+        return -np.log1p(z) @ (beta * (0.5 + np.exp(params["a"]))), 0.0
+    d = params["d"]
+    return np.logaddexp(0, beta * (d - z)).sum(axis=1), float(np.logaddexp(0, beta * d).sum())
+
+
+def gated_draws(
+    params: dict[str, np.ndarray], n: int, rng: np.random.Generator, beta: float, base: bool = False
+) -> np.ndarray:
+    """Exact draws of x at β, on the path from the base measure or not: of the mixture of Gaussians
+    that mean units make, kept in proportion to `gated_factor`."""
+    s, m, p = params["deviation"], params["mean_v"], np.exp(-params["log_var"])
+    W, c = params.get("W", np.zeros((len(m), 0))), params.get("c", np.zeros(0))
+    g = states(len(c))
+    # β(|u|²/2σ² - u'(b + Wg)) + (1 - β)|s u|²/2V₀: the base has the mean m.
+    width = beta * p + (1 - beta) * base * s**2 / params["var_v"]
+    centre = beta * (params["b"] + g @ W.T) / width
+    log_w = beta * g @ c + 0.5 * (width * centre**2).sum(axis=1)
+    cumulative = np.cumsum(np.exp(log_w - logsumexp(log_w)))
+    kept: list[np.ndarray] = []
+    while sum(map(len, kept)) < n:
+        index = np.searchsorted(cumulative / cumulative[-1], rng.random(2 * n), side="right")
+        u = centre[index] + rng.standard_normal((2 * n, len(m))) / np.sqrt(width)
+        log_p, most = gated_factor(params, u, beta)
+        kept.append(u[np.log(rng.random(2 * n)) < log_p - most])
+    return np.concatenate(kept)[:n] * s + m

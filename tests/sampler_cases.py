@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 
 from energyscape.backend import Purpose, stream
 from energyscape.evaluation.laws import generic_params
-from energyscape.models import RBM, GaussianRBM
+from energyscape.models import RBM, CovarianceRBM, GaussianRBM, McRBM, MPoT, PoT
 from energyscape.samplers import (
     HMC,
     Clamped,
@@ -314,6 +314,41 @@ def _draw_banana(n: int, rng: Any, beta: float) -> np.ndarray:
     return np.stack([10 * z[:, 0], 0.03 * (100 * z[:, 0] ** 2 - 100) + z[:, 1]], axis=1)
 
 
+def _gated(model: Any) -> dict[str, np.ndarray]:
+    """Filters and mean weights strong enough to matter, over 3 reals off zero."""
+    rng = np.random.default_rng(11)
+    params = dict(generic_params(model, CASES[2].data[:, :3]))
+    params["C"] = rng.standard_normal(params["C"].shape)
+    if "W" in params:
+        params["W"] = rng.standard_normal(params["W"].shape) / model.relative_sigma
+    x = oracles.gated_draws(params, 20_000, rng, 1.0)
+    return params | {"var_v": x.var(axis=0)}
+
+
+GATED = {
+    "CovarianceRBM": CovarianceRBM(4, pools=2),
+    "McRBM": McRBM(4, n_mean_components=2, learn_pools=False),
+    "PoT": PoT(4),
+    "MPoT": MPoT(4, n_mean_components=2, pools=2),
+}
+GATED_AT = {name: _gated(model) for name, model in GATED.items()}
+
+
+def _gated_truth(name: str, base: bool) -> Truth:
+    model, params = GATED[name], GATED_AT[name]
+
+    def make(xp: Any, n: int) -> Any:
+        p = on(xp, params)
+        return model.target(p, model.base_measure(p) if base else None)
+
+    def draw(n: int, rng: Any, beta: float) -> np.ndarray:
+        return oracles.gated_draws(params, n, rng, beta, base)
+
+    step = 0.4 * float(params["deviation"][0])
+    # The base has the model's own variances: near β = 1 it hardly changes it.
+    return Truth(f"{name}{' path' * base}", make, draw, step=step, heat=1.3 if base else 1.05)
+
+
 # ---------------------------------------------------------------- the tables
 
 _MODES_LOG_Z = float(logsumexp(oracles.gaussian_rbm_mixture(MODES)[0]))
@@ -394,6 +429,9 @@ TRUTHS = {
             slowness=4,
             n=40_000,
         ),
+        *(_gated_truth(name, False) for name in GATED),
+        _gated_truth("McRBM", True),
+        _gated_truth("MPoT", True),
     )
 }
 
@@ -426,7 +464,7 @@ class Row:
         return self.name
 
 
-_SWEEP = ("RBM", "RBM held", "GaussianRBM")
+_SWEEP = ("RBM", "RBM held", "GaussianRBM", *GATED)
 _BITS = ("RBM", "RBM held", "Ising", "Ising held")
 _REALS = (
     "GaussianRBM",
@@ -436,7 +474,10 @@ _REALS = (
     "Gaussian held",
     "Gaussian held by rows",
     "Gaussian posterior",
+    "McRBM",
+    "MPoT",
 )
+_MODES_PATH = ("GaussianRBM", "GaussianRBM path")
 _ONE_WAY = {"reversible": False}
 
 
@@ -471,12 +512,17 @@ ROWS = [
         slow=100,
         temperature=2.0,
     ),
-    Row("tempered Gibbs", lambda t: _ladder(Gibbs()), (*_SWEEP, "RBM path"), **_ONE_WAY),
+    Row(
+        "tempered Gibbs",
+        lambda t: _ladder(Gibbs()),
+        (*_SWEEP, "RBM path", "McRBM path", "MPoT path"),
+        **_ONE_WAY,
+    ),
     Row("tempered Metropolis", lambda t: _ladder(Metropolis()), _BITS, slow=5, **_ONE_WAY),
     Row(
         "tempered HMC",
         lambda t: _ladder(HMC(3, t.step)),
-        ("GaussianRBM", "GaussianRBM path", "product of t", *_REALS[4:]),
+        (*_MODES_PATH, "product of t", *_REALS[4:], "McRBM path", "MPoT path"),
         **_ONE_WAY,
     ),
     Row(

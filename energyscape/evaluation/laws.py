@@ -200,7 +200,7 @@ def _slopes(energy: Callable[..., Any], x: np.ndarray, *more: Any) -> np.ndarray
 def free_energy_sums_out_hidden_units(model: Any, params: Params, x: np.ndarray, rng: Any) -> bool:
     """F = -log Σ_h exp(-E(x, h)) over all binary h, for up to 12 of them."""
     units = model.encode(params, x[:1]).shape[1]
-    if units > _MAX_ENUMERATED:
+    if units > _MAX_ENUMERATED or getattr(model, "latents", "binary") != "binary":
         return False
     states = all_states(units)
     for row, energy in zip(x, model.free_energy(params, x), strict=True):

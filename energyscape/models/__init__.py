@@ -5,6 +5,7 @@ from energyscape.models.classifier import FineTunedClassifier
 from energyscape.models.deep import DeepAutoEncoder
 from energyscape.models.deep_boltzmann import DeepBoltzmannMachine
 from energyscape.models.factor_analysis import FactorAnalysis
+from energyscape.models.gated_mrf import CovarianceRBM, McRBM, MPoT, PoT
 from energyscape.models.gaussian_rbm import GaussianRBM
 from energyscape.models.ica import ICA
 from energyscape.models.kmeans import KMeans
@@ -19,6 +20,7 @@ __all__ = [
     "PCA",
     "RBM",
     "AutoEncoder",
+    "CovarianceRBM",
     "DeepAutoEncoder",
     "DeepBeliefNet",
     "DeepBoltzmannMachine",
@@ -27,6 +29,9 @@ __all__ = [
     "GaussianMixture",
     "GaussianRBM",
     "KMeans",
+    "MPoT",
+    "McRBM",
     "OvercompleteICA",
+    "PoT",
     "StackedAutoEncoder",
 ]

@@ -340,11 +340,13 @@ class EnergyModel(
 
     def reconstruct(self, X: Any) -> Any:
         """Mean of x given the code of each row, shape (n, n_features)."""
+        need(self, ("decode",), "a reconstruction")
         return self._map(X, lambda params, x: self.decode(params, self.encode(params, x)))
 
     def inverse_transform(self, H: Any) -> Any:
         """Mean of x given codes ``H`` of shape (n, n_components); shape (n, n_features)."""
         check_is_fitted(self)
+        need(self, ("decode",), "inverse_transform")
         if not is_gpu_array(H):
             H = check_array(H, dtype=[np.float64, np.float32])
         if len(H.shape) != 2 or H.shape[1] != self._n_features_out:

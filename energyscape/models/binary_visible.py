@@ -14,7 +14,8 @@ import numpy as np
 
 from energyscape.backend import Array, namespace
 from energyscape.kernels import sigmoid, softplus_sum
-from energyscape.models.bipartite import BipartiteModel, binary_states
+from energyscape.models.bipartite import BipartiteModel
+from energyscape.models.states import binary_states, draw_states
 from energyscape.verbs import Params, as_column
 
 
@@ -80,7 +81,7 @@ class BinaryVisible(BipartiteModel):
         """``n`` exact, independent draws of x, from the enumerated states of the smaller side."""
         if not _sums_over_visible(params):
             return super().sample_exact(params, n, rng)
-        states = self._draw_states(self._state_log_weights(params), n, rng)
+        states = draw_states(self._state_log_weights(params), n, rng)
         return binary_states(states, self.enumerable_units(params), params["b"])
 
 

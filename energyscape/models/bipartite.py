@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
-from energyscape.errors import CapabilityError
 from energyscape.kernels import sigmoid, softplus_sum
 from energyscape.models.base import EnergyModel
-from energyscape.models.likelihood import ENUMERABLE_UNITS
+from energyscape.models.states import (
+    STATE_BLOCK,
+    binary_states,
+    draw_states,
+    log_sum_exp,
+    state_log_weights,
+)
 from energyscape.samplers import Gibbs
 from energyscape.trainers import PCD
 from energyscape.verbs import Params, Pass, as_column
 
 _OFFSET_RATE = 0.01  # of the moving means, per update (Melchior et al., 2016)
-_STATE_BLOCK = 1 << 14
 
 
 class BipartitePass(Pass):
@@ -238,9 +242,7 @@ class BipartiteModel(EnergyModel):
         CapabilityError
             If there are more units than that on the smaller side.
         """
-        log_w = self._state_log_weights(params)
-        top = log_w.max()
-        return float(top + namespace(log_w).log(namespace(log_w).exp(log_w - top).sum()))
+        return log_sum_exp(self._state_log_weights(params))
 
     def log_partition_grad(self, params: Params) -> Params:
         """∂ log Z/∂θ by name, from the enumerated states of the hidden units."""
@@ -250,8 +252,8 @@ class BipartiteModel(EnergyModel):
         p /= p.sum()
         wide = {k: v.astype(np.float64) for k, v in params.items()}
         total: Params = {}
-        for lo in range(0, len(p), _STATE_BLOCK):
-            index = xp.arange(lo, min(lo + _STATE_BLOCK, len(p)))
+        for lo in range(0, len(p), STATE_BLOCK):
+            index = xp.arange(lo, min(lo + STATE_BLOCK, len(p)))
             states = binary_states(index, units, p)
             part = self.state_grad(wide, states, p[lo : lo + len(index)])
             total = {k: v + total[k] for k, v in part.items()} if total else part
@@ -263,36 +265,18 @@ class BipartiteModel(EnergyModel):
 
     def sample_exact(self, params: Params, n: int, rng: Any) -> Array:
         """``n`` exact, independent draws of x, from the enumerated states of the hidden units."""
-        states = self._draw_states(self._state_log_weights(params), n, rng)
+        states = draw_states(self._state_log_weights(params), n, rng)
         h = binary_states(states, self.enumerable_units(params), params["c"])
         return self.sample_visible(params, h, rng)
 
     def _state_log_weights(self, params: Params) -> Array:
         """log of the unnormalised probability of every state, shape (2^units,), float64."""
-        units = self.enumerable_units(params)
-        if units > ENUMERABLE_UNITS:
-            raise CapabilityError(
-                f"exact log Z sums over 2^{units} states; that is done up to "
-                f"2^{ENUMERABLE_UNITS}. Use log_likelihood_bounds, or AIS"
-            )
         wide = {k: v.astype(np.float64) for k, v in params.items()}
-        xp = namespace(params["c"])
-        log_w = xp.empty(1 << units, np.float64)
-        for lo in range(0, 1 << units, _STATE_BLOCK):
-            index = xp.arange(lo, min(lo + _STATE_BLOCK, 1 << units))
-            states = binary_states(index, units, wide["c"])
-            log_w[lo : lo + len(index)] = self._log_weight(wide, states)
-        return log_w
+        units = self.enumerable_units(params)
+        return state_log_weights(lambda h: self._log_weight(wide, h), units, params["c"])
 
     def _log_weight(self, params: Params, states: Array) -> Array:
         return states @ params["c"] + self.visible_log_partition(params, states)
-
-    def _draw_states(self, log_w: Array, n: int, rng: Any) -> Array:
-        xp = namespace(log_w)
-        cumulative = xp.cumsum(xp.exp(log_w - log_w.max()))
-        cumulative /= cumulative[-1]
-        index = xp.searchsorted(cumulative, rng.uniform(n, np.float64), side="right")
-        return xp.minimum(index, len(log_w) - 1)
 
     # ------------------------------------------------------------ fitted attributes
 
@@ -315,12 +299,6 @@ class BipartiteModel(EnergyModel):
 def bipartite_shapes(d: int, k: int) -> dict[str, tuple[int, ...]]:
     """Shapes of what both machines have, for ``d`` visible and ``k`` hidden units."""
     return {"W": (d, k), "b": (d,), "c": (k,), "mean_v": (d,), "mean_h": (k,)}
-
-
-def binary_states(index: Array, units: int, like: Array) -> Array:
-    """Binary states by number, shape (len(index), units): bit j of the number is unit j."""
-    bits = namespace(like).arange(units)
-    return ((index[:, None] >> bits) & 1).astype(like.dtype)
 
 
 def _is_one(beta: Any) -> bool:

@@ -69,8 +69,16 @@ def value_range(X: Any) -> tuple[float, float]:
     return float(to_host(X.min())), float(to_host(X.max()))
 
 
+def deviation(X: Any) -> float:
+    """Root of the mean variance of the features, over the first rows."""
+    x = open_rows(X).take(slice(0, 10_000))
+    return float(np.sqrt(to_host(x.var(axis=0, dtype=np.float64)).mean()))
+
+
 def range_complaint(model: Any, X: Any) -> str | None:
     """What is wrong with the scale of ``X`` for the model's units, with the remedy; or None."""
+    if hasattr(model, "scale_complaint"):
+        return model.scale_complaint(X)
     if model.domain not in ("binary", "unit"):
         return None
     lo, hi = value_range(X)

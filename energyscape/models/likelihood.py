@@ -16,13 +16,10 @@ from sklearn.utils.validation import check_is_fitted
 from energyscape.backend import Array, Purpose, draw_seed, on_device, stream, to_device, to_host
 from energyscape.errors import UnnormalizedScoreWarning
 from energyscape.models.inputs import as_rows
+from energyscape.models.states import EXACT_UNITS
 from energyscape.samplers import AIS, PartitionEstimate
 from energyscape.samplers.ais import exact_partition
 from energyscape.verbs import Params, need, speaks
-
-# Enumerated without being asked up to 2^20 states (seconds), on request up to 2^25 (minutes).
-EXACT_UNITS = 20
-ENUMERABLE_UNITS = 25
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ class LikelihoodMixin:
             plan = ais.plan(path, rng, verbose)
             up = ais.run(path, rng, verbose, plan)
             rng = stream(seed, Purpose.PARTITION, 2, self._device)
-            if self._sums_exactly(params):
+            if self._sums_exactly(params) and not speaks(self, ("sample_exact",)):
                 draws = self.sample_exact(params, ais.n_chains, rng)
                 log_z = ais.reverse(path, draws, rng, True, verbose, plan).log_partition
                 return LikelihoodBounds(-mean - log_z, -mean - up.log_partition, "model", up)

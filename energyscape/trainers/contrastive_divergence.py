@@ -279,7 +279,7 @@ class FPCD(PCD):
 batch_transform, validation_fraction, callbacks
         As for `PCD`.
     fast_learning_rate : float, default 0.05
-        Constant rate of the overlay, > 0.
+        Constant rate of the overlay, > 0, times the relative rate of each parameter.
     fast_decay : float, default 0.95
         Fraction of the overlay that an update keeps, in [0, 1).
 
@@ -352,11 +352,11 @@ batch_transform, validation_fraction, callbacks
         return passed, contrast_weights(passed.x, batch.n, len(v), rows)
 
     def _descend(self, model: Any, moved: Params, carry: Params, sums: Params, at: Moment) -> None:
-        for key in moved:
-            fast = carry.get(f"fast/{key}")
-            if fast is not None:
-                fast *= fast.dtype.type(self.fast_decay)
-                fast -= fast.dtype.type(self.fast_learning_rate) * sums[key]
+        shares = self.resolved_optimizer().shares(model.param_specs(), at)
+        for key, share in shares.items():
+            fast = carry[f"fast/{key}"]
+            fast *= fast.dtype.type(self.fast_decay)
+            fast -= fast.dtype.type(self.fast_learning_rate * share) * sums[key]
         super()._descend(model, moved, carry, sums, at)
 
 

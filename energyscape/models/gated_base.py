@@ -1,0 +1,466 @@
+"""What gated Markov random fields share: everything but which hidden units they have.
+
+The equations are those of `gated_mrf`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.utils.metaestimators import available_if
+
+from energyscape.backend import Array, namespace
+from energyscape.kernels import sigmoid
+from energyscape.models.base import EnergyModel
+from energyscape.models.gated_pass import GatedPass
+from energyscape.models.gated_units import BinaryUnits, GammaUnits
+from energyscape.models.inputs import deviation
+from energyscape.models.pools import pooling
+from energyscape.samplers import HMC, Multiplicative
+from energyscape.trainers import PCD
+from energyscape.verbs import Param, Params, as_column, check_count
+
+_LOG_2PI = math.log(2 * math.pi)
+_FLOOR = 0.5  # of the mean square that a row is normalised by (Ranzato and Hinton's code)
+_WIDEST = 20.0  # times the deviation of the data, or a fraction: what σ is taken to be meant
+_CONDITIONAL_BYTES = 1 << 26  # of precision matrices at once
+
+
+class GatedMRF(EnergyModel):
+    """What all four share; they say which units they have."""
+
+    domain = "real"
+    codes = "unit"
+    units: GammaUnits | BinaryUnits
+
+    sigma: Any
+    pools: Any
+    learn_pools: bool
+    equal_norms: bool
+    # Not all of them take these.
+    normalize = False
+    n_mean_components = 0
+
+    @property
+    def finite(self) -> bool:
+        """Whether |y|²/2 is in the energy."""
+        return not (isinstance(self.sigma, float) and math.isinf(self.sigma))
+
+    @property
+    def learns_scale(self) -> bool:
+        return self.sigma == "learned"
+
+    @property
+    def latents(self) -> str:
+        """What the hidden units are."""
+        return self.units.latents
+
+    def default_trainer(self) -> Any:
+        """PCD at a low rate, whose chains HMC moves."""
+        return PCD(learning_rate=0.05, averaging=0.1)
+
+    def default_sampler(self) -> Any:
+        """HMC: 20 leapfrog steps of jittered length, nine of ten accepted."""
+        return HMC(adaptation=Multiplicative(0.1))
+
+    def check_settings(self) -> None:
+        super().check_settings()
+        if "n_mean_components" in vars(self):
+            check_count("n_mean_components", self.n_mean_components)
+        sigma = self.sigma
+        named = isinstance(sigma, str)
+        if (named and sigma not in ("auto", "learned")) or not (named or sigma > 0):
+            raise ValueError(f"sigma must be 'auto', 'learned' or > 0, got {sigma!r}")
+        if not self.finite and not isinstance(self.units, GammaUnits):
+            raise ValueError(
+                f"sigma=inf leaves {type(self).__name__} without a normaliser: far away all of its "
+                "constraints are off. Give it a finite one"
+            )
+        if self.pools is not None:
+            pooling(self.pools, self.n_components)
+
+    def check_rows(self, n: int, event_shape: tuple[int, ...]) -> None:
+        d = math.prod(event_shape)
+        if not self.finite and self.n_components < d:
+            raise ValueError(
+                f"sigma=inf needs at least as many filters as features, got n_components="
+                f"{self.n_components} for {d}: the density would not fall along the rest"
+            )
+
+    def scale_complaint(self, X: Any) -> str | None:
+        """That ``sigma`` is for data on another scale; None where it fits, or follows the data."""
+        if isinstance(self.sigma, str) or not self.finite:
+            return None
+        spread = deviation(X)
+        if spread / _WIDEST <= self.sigma <= spread * _WIDEST or spread == 0:
+            return None
+        return (
+            f"{type(self).__name__} has sigma={self.sigma:.6g}, but features of X deviate by "
+            f"{spread:.6g} from their means (root mean square). Scale X, or take sigma='auto', "
+            f"which is {self.relative_sigma:g} times that"
+        )
+
+    # ------------------------------------------------------------ parameters
+
+    def init_params(self, x: Array, rng: Any) -> Params:
+        """Random filters whose output is of size 1 on the data; W small, and its units rare."""
+        xp, d, k = namespace(x), x.shape[1], int(self.n_components)
+        mean = x.mean(axis=0, dtype=np.float64)
+        spread = ((x - mean) ** 2).mean(axis=0, dtype=np.float64)
+        average = float(spread.mean()) or 1.0
+        flat = spread <= 1e-12 * mean * mean
+        spread = xp.where(flat, 0.01 * average, spread)
+        scale = math.sqrt(average)
+        C = rng.normal((d, k), x.dtype).astype(np.float64)
+        C /= xp.sqrt((C * C).sum(axis=0))
+        P = None if self.pools is None else pooling(self.pools, k).T
+        if P is None and self.learn_pools:
+            P = np.eye(k)
+        params = {"C": C, "mean_v": mean, "var_v": spread, "deviation": xp.full(1, scale)}
+        if P is not None:
+            params["P"] = xp.asarray(P / P.sum(axis=0))
+        n_units = k if P is None else P.shape[1]
+        params[self.units.name] = self.units.start(n_units, xp)
+        sigma = self.relative_sigma if isinstance(self.sigma, str) else self.sigma / scale
+        if self.finite:
+            params |= {"b": xp.zeros(d), "log_var": xp.full(1, 2 * math.log(sigma))}
+        if self.n_mean_components:
+            W = rng.normal((d, int(self.n_mean_components)), x.dtype).astype(np.float64)
+            params["W"] = W * (0.05 / min(sigma, 1.0))
+            params["c"] = xp.full(int(self.n_mean_components), -2.0)
+        return {name: value.astype(x.dtype) for name, value in params.items()}
+
+    def param_specs(self) -> dict[str, Param]:
+        specs = {"C": Param(), self.units.name: self.units.spec()}
+        if self.pools is not None or self.learn_pools:
+            specs["P"] = Param(rate=0.01, start=0.5, trainable=self.learn_pools)
+        if self.finite:
+            specs |= {"b": Param(rate=0.1), "log_var": Param(0.01, trainable=self.learns_scale)}
+        if self.n_mean_components:
+            specs |= {"W": Param(decay=True), "c": Param(rate=0.5)}
+        return specs | {key: Param(trainable=False) for key in ("mean_v", "var_v", "deviation")}
+
+    def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
+        d, k, m = n_features, int(self.n_components), int(self.n_mean_components)
+        shapes: dict[str, tuple[int, ...]] = {"C": (d, k), "mean_v": (d,), "var_v": (d,)}
+        shapes |= {"deviation": (1,), self.units.name: (self._n_units,)}
+        if self.pools is not None or self.learn_pools:
+            shapes["P"] = (k, self._n_units)
+        if self.finite:
+            shapes |= {"b": (d,), "log_var": (1,)}
+        return shapes | ({"W": (d, m), "c": (m,)} if m else {})
+
+    @property
+    def _n_units(self) -> int:
+        k = int(self.n_components)
+        return k if self.pools is None else len(pooling(self.pools, k))
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._n_units + int(self.n_mean_components)
+
+    def precision(self, params: Params) -> Array:
+        """1/σ² of u, shape (1,)."""
+        return namespace(params["C"]).exp(-params["log_var"])
+
+    def precondition(self, params: Params, grads: Params) -> None:
+        """Where σ is small, what b and W have to be to move the mean is 1/σ² as large; a batch with
+        a row far out does not ask for more than filters of twice the length; in place."""
+        xp, C = namespace(params["C"]), params["C"]
+        if self.finite:
+            longer = xp.maximum(self.precision(params), 1)
+            for name in grads.keys() & {"W", "b"}:
+                grads[name] *= longer
+        most = xp.sqrt((C * C).sum() / ((grads["C"] * grads["C"]).sum() + C.dtype.type(1e-30)))
+        grads["C"] *= xp.minimum(most, 1)
+        self.units.precondition(params, grads)
+
+    def project(self, params: Params, sums: Params, rng: Any) -> None:
+        """Filters of equal length, which may drift together; P >= 0 with columns that sum to 1,
+        zero where it began at zero."""
+        xp, C = namespace(params["C"]), params["C"]
+        if self.equal_norms:
+            lengths = xp.sqrt((C * C).sum(axis=0))
+            C *= lengths.mean() / xp.maximum(lengths, np.finfo(C.dtype).tiny)
+        if "P" in params and self.learn_pools:
+            _project_pools(params["P"], self._open(params["P"]))
+
+    def feasible(self, params: Params) -> Params:
+        """A copy with P >= 0."""
+        if "P" not in params:
+            return params
+        return params | {"P": namespace(params["P"]).maximum(params["P"], 0)}
+
+    def _open(self, P: Array) -> Array | None:
+        """Where P may be positive: everywhere if it began as the identity."""
+        if self.pools is None:
+            return None
+        return namespace(P).asarray(pooling(self.pools, int(self.n_components)).T > 0)
+
+    # ------------------------------------------------------------ energies
+
+    def fields(self, params: Params, x: Array) -> dict[str, Array]:
+        """u, what filters see of it (v), r, z and the mean units' field a."""
+        u = x - params["mean_v"]
+        u /= params["deviation"]
+        known = {"u": u, "v": u}
+        if self.normalize:
+            root = namespace(u).sqrt((u * u).mean(axis=1) + u.dtype.type(_FLOOR))
+            known |= {"v": u / root[:, None], "root": root}
+        r = known["v"] @ params["C"]
+        z = r * r
+        z *= z.dtype.type(0.5)
+        known |= {"r": r, "z": z @ params["P"] if "P" in params else z}
+        if "W" in params:
+            known["a"] = u @ params["W"]
+            known["a"] += params["c"]
+        return known
+
+    def visible_energy(self, params: Params, u: Array) -> Array:
+        """|u|²/2σ² - b'u of every row, (n,), float64."""
+        if not self.finite:
+            return namespace(u).zeros(len(u), np.float64)
+        wide = u.astype(np.float64)
+        half = 0.5 * self.precision(params).astype(np.float64)
+        return (wide * (half * wide - params["b"])).sum(axis=1)
+
+    def grad_of_u(
+        self, params: Params, known: dict[str, Array], dr: Array, p: Array | None, beta: Any
+    ) -> Array:
+        """∂F_β/∂u from what it is in the filter outputs and mean fields; a new array."""
+        u = known["u"]
+        grad = dr @ params["C"].T
+        if self.normalize:  # v is u over nearly its length: only what is across u turns it
+            along = (grad * known["v"]).sum(axis=1) / u.shape[1]
+            grad -= along[:, None] * known["v"]
+            grad /= known["root"][:, None]
+        if self.finite:
+            own = u * self.precision(params)
+            own -= params["b"]
+            grad += own if np.ndim(beta) == 0 and beta == 1.0 else own * as_column(beta, own)
+        if p is not None:
+            grad -= p @ params["W"].T
+        return grad
+
+    # ------------------------------------------------------------ verbs
+
+    def event_shape(self, params: Params) -> tuple[int, ...]:
+        """Shape of one row."""
+        return (len(params["C"]),)
+
+    def forward(
+        self, params: Params, x: Array, beta: Any = 1.0, base: Params | None = None
+    ) -> GatedPass:
+        """One product with the filters of each kind, and all that follows."""
+        return GatedPass(self, params, x, beta, base)
+
+    def free_energy(self, params: Params, x: Array) -> Array:
+        """F(x), shape (n,), float64."""
+        return self.forward(params, x).energy()
+
+    def free_energy_grad(self, params: Params, x: Array, weights: Array) -> Params:
+        """Σ_i w_i ∂F(x_i)/∂θ by name."""
+        return self.forward(params, x).grad(weights)
+
+    def input_grad(self, params: Params, x: Array) -> Array:
+        """∂F/∂x, shape (n, n_features)."""
+        return self.forward(params, x).input_grad()
+
+    def sample_hidden(self, params: Params, x: Array, rng: Any, beta: Any = 1.0) -> Array:
+        """Draws of the covariance units, then of the mean units, given x."""
+        return self.forward(params, x, beta).sample_hidden(rng)
+
+    def encode(self, params: Params, x: Array) -> Array:
+        """Activities in [0, 1]: of covariance units (1/(1 + z) or p(h = 1|x)), then of mean
+        units; shape (n, n_features_out)."""
+        return self.forward(params, x).hidden()
+
+    def joint_energy(self, params: Params, x: Array, h: Array) -> Array:
+        """E(x, h, g) row by row, with h and g side by side, shape (n,), float64."""
+        known = self.fields(params, x)
+        units = known["z"].shape[1]
+        own, h, g = self.visible_energy(params, known["u"]), h[:, :units], h[:, units:]
+        own = own + self.units.own_energy(params, h)
+        own += (self.units.coupling(h, 1.0) * known["z"]).sum(axis=1, dtype=np.float64)
+        return own - (known["a"] * g).sum(axis=1, dtype=np.float64) if "a" in known else own
+
+    def input_grad_function(self, params: Params) -> Callable[[Array], Array]:
+        """x → ∂F/∂x into a buffer of its own, the scale worked into the filters once: one product
+        with filters and mean weights side by side each way, and one with P."""
+        if self.normalize:
+            return lambda x: self.input_grad(params, x)
+        xp, C, units = namespace(params["C"]), params["C"], self.units
+        k, inverse = C.shape[1], 1 / params["deviation"]
+        # Half a square is the square of filters shorter by √½; the other half of the way back is
+        # that filters come in twice.
+        blocks = [C * (inverse * C.dtype.type(math.sqrt(0.5)))]
+        if "W" in params:
+            blocks.append(params["W"] * inverse)
+        up = xp.concatenate(blocks, axis=1)
+        level = -(params["mean_v"] @ up)
+        back = xp.ascontiguousarray(up.T)
+        back[:k] *= C.dtype.type(2)
+        if "W" in params:
+            level[k:] += params["c"]
+        pools = params.get("P")
+        pools_back = None if pools is None else xp.ascontiguousarray(pools.T)
+        width = rest = None
+        if self.finite:
+            width = inverse * inverse * self.precision(params)
+            rest = params["mean_v"] * width + params["b"] * inverse
+        kept: dict[int, tuple[Array, ...]] = {}
+
+        def gradient(x: Array) -> Array:
+            if len(x) not in kept:
+                kept.clear()
+                n = len(x)
+                kept[n] = (
+                    xp.empty((n, up.shape[1]), x.dtype),
+                    xp.empty((n, k), x.dtype),
+                    None if pools is None else xp.empty((n, pools.shape[1]), x.dtype),
+                    xp.empty_like(x),
+                    xp.empty_like(x),
+                )
+            field, squares, pooled, grad, own = kept[len(x)]
+            xp.matmul(x, up, out=field)
+            field += level
+            r = field[:, :k]
+            xp.multiply(r, r, out=squares)
+            if pools is None:
+                units.slope_into(params, squares)
+            else:
+                xp.matmul(squares, pools, out=pooled)
+                units.slope_into(params, pooled)
+                xp.matmul(pooled, pools_back, out=squares)
+            r *= squares
+            if field.shape[1] > k:
+                rates = sigmoid(field[:, k:], out=field[:, k:])
+                xp.negative(rates, out=rates)
+            xp.matmul(field, back, out=grad)
+            if width is not None:
+                xp.multiply(x, width, out=own)
+                own -= rest
+                grad += own
+            return grad
+
+        return gradient
+
+    # ------------------------------------------------------------ x given the hidden units
+
+    def _gaussian(self) -> bool:
+        return not self.normalize
+
+    @available_if(_gaussian)
+    def sample_visible(
+        self, params: Params, h: Array, rng: Any, beta: Any = 1.0, base: Params | None = None
+    ) -> Array:
+        """x ~ p_β(x|h, g), shape (n, n_features), by a Cholesky factor of every row's precision."""
+        xp = namespace(h)
+        noise = rng.normal((len(h), len(params["C"])), h.dtype)
+        return self._given(params, h, beta, base, noise, xp)
+
+    @available_if(_gaussian)
+    def decode(self, params: Params, h: Array) -> Array:
+        """Mean of x given activities as `encode` gives them, m + sΛ⁻¹(b + Wg)."""
+        units = self._n_units
+        levels = self.units.from_activity(params, h[:, :units])
+        xp = namespace(h)
+        return self._given(
+            params, xp.concatenate([levels, h[:, units:]], axis=1), 1.0, None, None, xp
+        )
+
+    def _given(
+        self, params: Params, h: Array, beta: Any, base: Params | None, noise: Array | None, xp: Any
+    ) -> Array:
+        d = len(params["C"])
+        x = xp.empty((len(h), d), h.dtype)
+        size = max(1, _CONDITIONAL_BYTES // (8 * d * d))
+        for lo in range(0, len(h), size):
+            rows = slice(lo, lo + size)
+            at = beta if np.ndim(beta) == 0 else beta[rows]
+            precision, pull = self.conditional(params, h[rows], at, base)
+            root = xp.linalg.cholesky(precision)
+            # Λ = LL': u = L'⁻¹(L⁻¹ pull + ξ).
+            u = _solve(root, pull, xp)
+            if noise is not None:
+                u += noise[rows].astype(np.float64)
+            u = _solve(root.transpose(0, 2, 1), u, xp)
+            x[rows] = u * params["deviation"] + params["mean_v"]
+        return x
+
+    def conditional(
+        self, params: Params, h: Array, beta: Any = 1.0, base: Params | None = None
+    ) -> tuple[Array, Array]:
+        """Precision Λ, shape (n, d, d), and Λ times the mean, (n, d), of u given hidden units;
+        float64."""
+        xp, n_units = namespace(h), self._n_units
+        wide = {key: value.astype(np.float64) for key, value in params.items()}
+        h, C = h.astype(np.float64), wide["C"]
+        level = self.units.coupling(h[:, :n_units], beta)
+        if "P" in wide:
+            level = level @ wide["P"].T
+        precision = (C * level[:, None, :]) @ C.T
+        pull = xp.zeros((len(h), len(C)))
+        if self.finite:
+            own = as_column(beta, h)
+            width = own * self.precision(wide)
+            precision += xp.eye(len(C)) * (width[..., None] if width.ndim > 1 else width)
+            mean = wide["b"]
+            if "W" in wide:
+                mean = mean + h[:, n_units:] @ wide["W"].T
+            pull += own * mean
+        if base is not None:
+            s = wide["deviation"]
+            inverse = xp.exp(-base["log_var"].astype(np.float64)) * s * s
+            away = (base["b"].astype(np.float64) - wide["mean_v"]) / s
+            rest = as_column(1.0 - beta, h) * inverse
+            precision += rest[..., None] * xp.eye(len(C))
+            pull += rest * away
+        return precision, pull
+
+    # ------------------------------------------------------------ log Z
+
+    @available_if(_gaussian)
+    def base_measure(self, params: Params) -> Params:
+        """Independent Gaussians with the means and variances of the data."""
+        return {"b": params["mean_v"], "log_var": namespace(params["C"]).log(params["var_v"])}
+
+    @available_if(_gaussian)
+    def base_log_partition(self, params: Params, base: Params) -> float:
+        log_var = base["log_var"].astype(np.float64)
+        hidden = self.units.base_log_partition(self._n_units)
+        means = int(self.n_mean_components) * math.log(2)
+        return 0.5 * float((_LOG_2PI + log_var).sum()) + hidden + means
+
+    def start_points(self, params: Params, n: int, rng: Any) -> Array:
+        """Where chains begin without a base measure: Gaussians like the data, by feature."""
+        x = rng.normal((n, len(params["C"])), params["C"].dtype)
+        x *= namespace(x).sqrt(params["var_v"])
+        x += params["mean_v"]
+        return x
+
+    # ------------------------------------------------------------ fitted
+
+    @property
+    def components_(self) -> Any:
+        self._need_fit("components_")
+        return self._fitted(self._params["C"].T)
+
+
+def _solve(A: Array, b: Array, xp: Any) -> Array:
+    return xp.linalg.solve(A, b[..., None])[..., 0]
+
+
+def _project_pools(P: Array, may: Array | None) -> None:
+    xp = namespace(P)
+    xp.maximum(P, 0, out=P)
+    if may is not None:
+        P *= may
+    total = P.sum(axis=0)
+    # A pool that has lost all of its filters takes them all up again.
+    lost = total <= 0
+    P += lost * (xp.ones_like(P) if may is None else may)
+    P /= P.sum(axis=0)

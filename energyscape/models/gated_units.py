@@ -1,0 +1,167 @@
+"""Hidden units that gate: each weighs a pooled energy z >= 0 of filter outputs.
+
+    gamma units   E(z, h) = h (1 + z) + (1 - γ) log h + log Γ(γ),  h > 0      γ = ½ + e^a
+                  F(z)    = γ log(1 + z)
+                  p(h|z)  = Gamma(γ, rate 1 + z)                           (Osindero et al., 2006)
+    binary units  E(z, h) = h (z - d),  h in {0, 1}
+                  F(z)    = -softplus(d - z)
+                  p(h = 1|z) = sigmoid(d - z)                  (Ranzato, Krizhevsky, Hinton, 2010)
+
+γ > ½ keeps a product of as many experts as features normalisable without a Gaussian in it. At an
+inverse temperature β gamma units have F_β = βF, which is a draw from Gamma(βγ, 1 + z), so that it
+reaches down to β = 0; binary units temper their joint energy, as those of an RBM do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.special import gammaln
+
+from energyscape.backend import Array, namespace, to_host
+from energyscape.kernels import sigmoid, softplus_sum
+from energyscape.verbs import Param, Params, as_column
+
+
+class GammaUnits:
+    """Inverse variances: Student's t where a unit sees one filter."""
+
+    name = "a"
+    latents = "nonneg"
+
+    def start(self, units: int, xp: Any) -> Array:
+        """γ = 1.5, which has a variance yet, float64."""
+        return xp.zeros(units)
+
+    def spec(self) -> Param:
+        return Param(rate=0.1)
+
+    def precondition(self, params: Params, grads: Params) -> None:
+        """Steps of γ where it is large, which those of a would multiply; in place."""
+        xp = namespace(params["a"])
+        grads["a"] /= xp.maximum(xp.exp(2 * params["a"]), 1)
+
+    def shapes(self, params: Params) -> Array:
+        """γ, shape (units,)."""
+        return 0.5 + namespace(params["a"]).exp(params["a"])
+
+    def energy(self, params: Params, z: Array, beta: Any) -> Array:
+        """F_β(z) of every row, (n,), float64."""
+        shapes = self.shapes(params).astype(np.float64)
+        return beta * (namespace(z).log1p(z).astype(np.float64, copy=False) @ shapes)
+
+    def slope(self, params: Params, z: Array, beta: Any) -> Array:
+        """∂F_β/∂z, which is E[h|z], shape (n, units)."""
+        level = as_column(beta, z) * self.shapes(params)
+        return level / (1 + z)
+
+    def slope_into(self, params: Params, z: Array) -> Array:
+        """`slope` at β = 1, written over ``z``."""
+        z += z.dtype.type(1)
+        return namespace(z).divide(self.shapes(params), z, out=z)
+
+    def activity(self, params: Params, z: Array) -> Array:
+        """E[h|z]/γ = 1/(1 + z), in (0, 1]."""
+        return 1 / (1 + z)
+
+    def from_activity(self, params: Params, q: Array) -> Array:
+        """h whose `activity` is ``q``."""
+        return q * self.shapes(params)
+
+    def sample(self, params: Params, z: Array, rng: Any, beta: Any) -> Array:
+        """h ~ p_β(h|z)."""
+        shapes = as_column(beta, z) * self.shapes(params)
+        return rng.gamma(namespace(z).broadcast_to(shapes, z.shape)) / (1 + z)
+
+    def coupling(self, h: Array, beta: Any) -> Array:
+        """What multiplies z in E_β."""
+        return h
+
+    def grad(self, params: Params, z: Array, weights: Array) -> Params:
+        """Σ_i w_i ∂F(z_i)/∂θ by name."""
+        return {"a": (weights @ namespace(z).log1p(z)) * namespace(z).exp(params["a"])}
+
+    def own_energy(self, params: Params, h: Array) -> Array:
+        """E(0, h) of every row, (n,), float64."""
+        xp, h = namespace(h), h.astype(np.float64)
+        shapes = self.shapes(params).astype(np.float64)
+        constant = float(gammaln(to_host(shapes)).sum())
+        return h.sum(axis=1) + xp.log(h) @ (1 - shapes) + constant
+
+    def base_log_partition(self, units: int) -> float:
+        """log ∫ exp(-E_0) dh at β = 0."""
+        return 0.0
+
+
+class BinaryUnits:
+    """Constraints that hold (on) or are broken (off)."""
+
+    name = "d"
+    latents = "binary"
+
+    def start(self, units: int, xp: Any) -> Array:
+        """Mostly on: constraints hold for most rows, float64."""
+        return xp.full(units, 2.0)
+
+    def spec(self) -> Param:
+        return Param(rate=0.01)
+
+    def precondition(self, params: Params, grads: Params) -> None:
+        """Steps as they are."""
+
+    def energy(self, params: Params, z: Array, beta: Any) -> Array:
+        """F_β(z) of every row, (n,), float64."""
+        field = self._field(params, z)
+        return -softplus_sum(field if _is_one(beta) else field * as_column(beta, field))
+
+    def slope(self, params: Params, z: Array, beta: Any) -> Array:
+        """∂F_β/∂z, shape (n, units)."""
+        field = self._field(params, z)
+        if _is_one(beta):
+            return sigmoid(field, out=field)
+        beta = as_column(beta, field)
+        field *= beta
+        return sigmoid(field, out=field) * beta
+
+    def slope_into(self, params: Params, z: Array) -> Array:
+        """`slope` at β = 1, written over ``z``."""
+        return sigmoid(namespace(z).subtract(params["d"], z, out=z), out=z)
+
+    def activity(self, params: Params, z: Array) -> Array:
+        """p(h = 1|z)."""
+        return self.slope(params, z, 1.0)
+
+    def from_activity(self, params: Params, q: Array) -> Array:
+        """h whose `activity` is ``q``."""
+        return q
+
+    def sample(self, params: Params, z: Array, rng: Any, beta: Any) -> Array:
+        """h ~ p_β(h|z)."""
+        field = self._field(params, z)
+        if not _is_one(beta):
+            field *= as_column(beta, field)
+        return rng.bernoulli_logit(field, out=field)
+
+    def coupling(self, h: Array, beta: Any) -> Array:
+        """What multiplies z in E_β."""
+        return h if _is_one(beta) else h * as_column(beta, h)
+
+    def grad(self, params: Params, z: Array, weights: Array) -> Params:
+        """Σ_i w_i ∂F(z_i)/∂θ by name."""
+        return {"d": -(weights @ self.slope(params, z, 1.0))}
+
+    def own_energy(self, params: Params, h: Array) -> Array:
+        """E(0, h) of every row, (n,), float64."""
+        return -(h.astype(np.float64) @ params["d"].astype(np.float64))
+
+    def base_log_partition(self, units: int) -> float:
+        """log Σ_h exp(-E_0) at β = 0."""
+        return units * float(np.log(2))
+
+    def _field(self, params: Params, z: Array) -> Array:
+        return params["d"] - z
+
+
+def _is_one(beta: Any) -> bool:
+    return np.ndim(beta) == 0 and beta == 1.0
