@@ -35,7 +35,7 @@ class GammaUnits:
         return xp.zeros(units)
 
     def spec(self) -> Param:
-        return Param(rate=0.1)
+        return Param()
 
     def precondition(self, params: Params, grads: Params) -> None:
         """Steps of γ where it is large, which those of a would multiply; in place."""
@@ -105,7 +105,7 @@ class BinaryUnits:
         return xp.full(units, 2.0)
 
     def spec(self) -> Param:
-        return Param(rate=0.01)
+        return Param(rate=0.1)
 
     def precondition(self, params: Params, grads: Params) -> None:
         """Steps as they are."""
