@@ -239,7 +239,9 @@ def test_scale_and_offset_of_the_data_do_not_matter() -> None:
             make(6, trainer=PCD(n_epochs=3), random_state=0).fit(x)
             for x in (X4, 1024 * X4.astype(np.float64) - 7)
         ]
-        np.testing.assert_allclose(fits[0].transform(X4), fits[1].transform(1024 * X4 - 7), 1e-5)
+        np.testing.assert_allclose(
+            fits[0].transform(X4), fits[1].transform(1024 * X4 - 7), atol=1e-3
+        )
 
 
 # ---------------------------------------------------------------- learning

@@ -23,6 +23,9 @@ from energyscape.backend import Array, namespace, to_host
 from energyscape.kernels import sigmoid, softplus_sum
 from energyscape.verbs import Param, Params, as_column
 
+_TINY = 1e-300
+_HALVINGS = 20
+
 
 class GammaUnits:
     """Inverse variances: Student's t where a unit sees one filter."""
@@ -30,9 +33,13 @@ class GammaUnits:
     name = "a"
     latents = "nonneg"
 
-    def start(self, units: int, xp: Any) -> Array:
-        """γ = 1.5, which has a variance yet, float64."""
-        return xp.zeros(units)
+    def start(self, z: Array, wanted: float) -> Array:
+        """The common γ in [0.6, 2] at which the mean of Σ_k 2z ∂F/∂z over rows is nearest to
+        ``wanted``: its logarithm a, float64."""
+        xp = namespace(z)
+        reach = float((2 * z / (1 + z)).sum(axis=1).mean())
+        gamma = min(max(wanted / max(reach, _TINY), 0.6), 2.0)
+        return xp.full(z.shape[1], np.log(gamma - 0.5))
 
     def spec(self) -> Param:
         return Param()
@@ -100,12 +107,18 @@ class BinaryUnits:
     name = "d"
     latents = "binary"
 
-    def start(self, units: int, xp: Any) -> Array:
-        """Mostly on: constraints hold for most rows, float64."""
-        return xp.full(units, 2.0)
+    def start(self, z: Array, wanted: float) -> Array:
+        """The common d in [-3, 3] at which the mean of Σ_k 2z ∂F/∂z over rows, which grows with
+        d, is nearest to ``wanted``; float64."""
+        xp, low, high = namespace(z), -3.0, 3.0
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            pull = float((2 * z * sigmoid(middle - z)).sum(axis=1).mean())
+            low, high = (middle, high) if pull < wanted else (low, middle)
+        return xp.full(z.shape[1], high)
 
     def spec(self) -> Param:
-        return Param(rate=0.1)
+        return Param(rate=0.005)
 
     def precondition(self, params: Params, grads: Params) -> None:
         """Steps as they are."""
