@@ -325,6 +325,8 @@ def test_settings_that_cannot_be() -> None:
     for model, message in (
         (PoT(3, sigma=math.inf), "at least as many filters as features"),
         (CovarianceRBM(sigma=math.inf), "without a normaliser"),
+        (PoT(4, pools=2, sigma=math.inf), "without a normaliser"),
+        (MPoT(sigma=math.inf), "without a normaliser"),
         (McRBM(sigma="wide"), "sigma must be"),
         (MPoT(sigma=-1.0), "sigma must be"),
         (MPoT(n_mean_components=0), "n_mean_components must be an integer >= 1"),

@@ -47,7 +47,7 @@ class GatedMRF(EnergyModel):
 
     @property
     def finite(self) -> bool:
-        """Whether |y|²/2 is in the energy."""
+        """Whether |u|²/2σ² is in the energy."""
         return not (isinstance(self.sigma, float) and math.isinf(self.sigma))
 
     @property
@@ -60,7 +60,7 @@ class GatedMRF(EnergyModel):
         return self.units.latents
 
     def default_trainer(self) -> Any:
-        """PCD at a low rate, whose chains HMC moves."""
+        """PCD with averaged parameters, whose chains HMC moves."""
         return PCD(learning_rate=0.1, averaging=0.1)
 
     def default_sampler(self) -> Any:
@@ -75,10 +75,12 @@ class GatedMRF(EnergyModel):
         named = isinstance(sigma, str)
         if (named and sigma not in ("auto", "learned")) or not (named or sigma > 0):
             raise ValueError(f"sigma must be 'auto', 'learned' or > 0, got {sigma!r}")
-        if not self.finite and not isinstance(self.units, GammaUnits):
+        alone = self.pools is None and not self.learn_pools and not self.n_mean_components
+        if not self.finite and not (alone and isinstance(self.units, GammaUnits)):
             raise ValueError(
-                f"sigma=inf leaves {type(self).__name__} without a normaliser: far away all of its "
-                "constraints are off. Give it a finite one"
+                f"sigma=inf leaves {type(self).__name__} without a normaliser: only Gamma units "
+                "with a filter each, and no mean units, do without the Gaussian. Give it a finite "
+                "one"
             )
         if self.pools is not None:
             pooling(self.pools, self.n_components)

@@ -62,7 +62,7 @@ class PoT(GatedMRF):
         Filters.
     sigma : "auto", "learned" or float > 0, default "auto"
         Deviation of x where no constraint holds, in the units of the data. "auto": four times that
-        of the data; "learned": from there on. inf leaves the Gaussian out.
+        of the data; "learned": from there on. inf leaves the Gaussian out (without pools).
     pools : int, array of shape (n_pools, n_components), or None
         P', which filters a covariance unit pools: neighbouring groups of so many, a matrix
         (`torus_pools` makes topographies), or by default each filter its own.
@@ -72,8 +72,8 @@ class PoT(GatedMRF):
     equal_norms : bool, default True
         Keep all filters at their common mean length.
     trainer : Trainer, optional
-        Default: `PCD` at a low rate, whose chains `HMC` moves by 20 leapfrog steps, of which nine
-        in ten are accepted.
+        Default: ``PCD(learning_rate=0.1, averaging=0.1)``, whose chains `HMC` moves by 20 leapfrog
+        steps, of which nine in ten are accepted.
     random_state, device, verbose
         As for `RBM`.
 
@@ -264,8 +264,8 @@ class CovarianceRBM(_Enumerable):
         Let filters see y/√(|y|²/d + ½) instead of y, as the authors' code does. x given the hidden
         units is then no Gaussian, and there is no estimate of log Z.
     trainer : Trainer, optional
-        Default: `PCD` at a low rate, whose chains `HMC` moves by 20 leapfrog steps, of which nine
-        in ten are accepted.
+        Default: ``PCD(learning_rate=0.1, averaging=0.1)``, whose chains `HMC` moves by 20 leapfrog
+        steps, of which nine in ten are accepted.
     random_state, device, verbose
         As for `RBM`.
 
@@ -339,8 +339,8 @@ class McRBM(_Enumerable):
         Let filters see y/√(|y|²/d + ½) instead of y, as the authors' code does. x given the hidden
         units is then no Gaussian, and there is no estimate of log Z.
     trainer : Trainer, optional
-        Default: `PCD` at a low rate, whose chains `HMC` moves by 20 leapfrog steps, of which nine
-        in ten are accepted.
+        Default: ``PCD(learning_rate=0.1, averaging=0.1)``, whose chains `HMC` moves by 20 leapfrog
+        steps, of which nine in ten are accepted.
     random_state, device, verbose
         As for `RBM`.
 
@@ -413,8 +413,8 @@ class MPoT(GatedMRF):
     equal_norms : bool, default True
         Keep all filters at their common mean length.
     trainer : Trainer, optional
-        Default: `PCD` at a low rate, whose chains `HMC` moves by 20 leapfrog steps, of which nine
-        in ten are accepted.
+        Default: ``PCD(learning_rate=0.1, averaging=0.1)``, whose chains `HMC` moves by 20 leapfrog
+        steps, of which nine in ten are accepted.
     random_state, device, verbose
         As for `RBM`.
 

@@ -67,7 +67,7 @@ class GatedPass(Pass):
         h = self.model.units.sample(self.params, self.known["z"], rng, self.beta)
         if "a" not in self.known:
             return h
-        g = rng.bernoulli_logit(namespace(h).array(self._field()))
+        g = rng.bernoulli_logit(self._field())
         return namespace(h).concatenate([h, g], axis=1)
 
     def _pull(self) -> tuple[Array, Array, Array | None]:
