@@ -19,7 +19,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from energyscape.errors import CapabilityError, DataRangeWarning
-from energyscape.models import RBM, DeepBoltzmannMachine, GaussianRBM
+from energyscape.models import (
+    RBM,
+    CovarianceRBM,
+    DeepBoltzmannMachine,
+    GaussianRBM,
+    McRBM,
+    MPoT,
+    PoT,
+)
 from energyscape.samplers import AIS, Gibbs
 from energyscape.trainers import CD, FPCD, PCD
 from energyscape.training import Checkpoint
@@ -30,12 +38,17 @@ SHORT = {"n_epochs": 2, "n_chains": 20}
 
 @pytest.mark.filterwarnings("ignore::energyscape.errors.DataRangeWarning")
 @pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
+@pytest.mark.filterwarnings("ignore::energyscape.errors.UnnormalizedScoreWarning")
 @parametrize_with_checks(
     [
         RBM(4, trainer=PCD(**SHORT)),
         RBM(4, trainer=CD(n_epochs=2), centered=False),
         GaussianRBM(4, trainer=FPCD(**SHORT)),
         GaussianRBM(4, variance=1.0, trainer=PCD(**SHORT, averaging=0.5)),
+        PoT(4, trainer=PCD(**SHORT)),
+        CovarianceRBM(4, trainer=PCD(**SHORT)),
+        McRBM(4, n_mean_components=2, normalize=True, trainer=PCD(**SHORT)),
+        MPoT(4, n_mean_components=2, trainer=FPCD(**SHORT)),
     ]
 )
 def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
@@ -51,7 +64,8 @@ def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     [
         kind()
         for kind in dict.fromkeys(type(case.make()) for case in CASES)
-        if kind is not DeepBoltzmannMachine  # a fit takes minutes at its defaults
+        # A fit of these takes minutes at its defaults (PoT stands for its kin).
+        if kind not in (DeepBoltzmannMachine, CovarianceRBM, McRBM, MPoT)
     ],
     expected_failed_checks=not_promised,
 )
