@@ -205,6 +205,11 @@ def _trainers() -> dict[str, Any]:
     return {n: c for n, c in registered().items() if hasattr(c, "collect") and hasattr(c, "apply")}
 
 
+def is_one(beta: Any) -> bool:
+    """Whether β tempers nothing: one number for all rows, and that is 1."""
+    return np.ndim(beta) == 0 and beta == 1.0
+
+
 def as_column(beta: Any, like: Array) -> Any:
     """β ready to multiply rows of ``like``: a Python float, or a column of its dtype."""
     if np.ndim(beta) == 0:

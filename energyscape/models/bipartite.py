@@ -28,7 +28,7 @@ from energyscape.models.states import (
 )
 from energyscape.samplers import Gibbs
 from energyscape.trainers import PCD
-from energyscape.verbs import Params, Pass, as_column
+from energyscape.verbs import Params, Pass, as_column, is_one
 
 _OFFSET_RATE = 0.01  # of the moving means, per update (Melchior et al., 2016)
 
@@ -78,12 +78,12 @@ class BipartitePass(Pass):
         return own, at_base
 
     def _tempered(self) -> Array:
-        return self.field if _is_one(self.beta) else self.field * as_column(self.beta, self.field)
+        return self.field if is_one(self.beta) else self.field * as_column(self.beta, self.field)
 
     def energy(self) -> Array:
         own, at_base = self._visible_energies()
         beta = self.beta
-        energy = own if _is_one(beta) else beta * own
+        energy = own if is_one(beta) else beta * own
         if at_base is not None:
             energy = energy + (1.0 - beta) * at_base
         return energy - softplus_sum(self._tempered())
@@ -299,7 +299,3 @@ class BipartiteModel(EnergyModel):
 def bipartite_shapes(d: int, k: int) -> dict[str, tuple[int, ...]]:
     """Shapes of what both machines have, for ``d`` visible and ``k`` hidden units."""
     return {"W": (d, k), "b": (d,), "c": (k,), "mean_v": (d,), "mean_h": (k,)}
-
-
-def _is_one(beta: Any) -> bool:
-    return np.ndim(beta) == 0 and beta == 1.0

@@ -21,13 +21,18 @@ from energyscape.models.inputs import deviation
 from energyscape.models.pools import pooling
 from energyscape.samplers import HMC, Multiplicative
 from energyscape.trainers import PCD
-from energyscape.verbs import Param, Params, as_column, check_count
+from energyscape.verbs import Param, Params, as_column, check_count, is_one
 
 _LOG_2PI = math.log(2 * math.pi)
 _FLOOR = 0.5  # of the mean square that a row is normalised by (Ranzato and Hinton's code)
 _WIDEST = 20.0  # times the deviation of the data, or a fraction: what σ is taken to be meant
 _ROWS_OF_START, _FIRST_LENGTH = 1000, 1.5
 _CONDITIONAL_BYTES = 1 << 26  # of precision matrices at once
+
+
+def is_gaussian(model: Any) -> bool:
+    """Whether x given the hidden units is a Gaussian."""
+    return not model.normalize
 
 
 class GatedMRF(EnergyModel):
@@ -130,6 +135,8 @@ class GatedMRF(EnergyModel):
         params = {"C": C, "mean_v": mean, "var_v": spread, "deviation": xp.full(1, scale)}
         if P is not None:
             params["P"] = xp.asarray(P / P.sum(axis=0))
+        if self._masked:
+            params["open"] = (params["P"] > 0).astype(x.dtype)
         sigma = self.relative_sigma if isinstance(self.sigma, str) else self.sigma / scale
         if self.finite:
             params |= {"b": xp.zeros(d), "log_var": xp.full(1, 2 * math.log(sigma))}
@@ -153,6 +160,8 @@ class GatedMRF(EnergyModel):
         specs = {"C": Param(), self.units.name: self.units.spec()}
         if self.pools is not None or self.learn_pools:
             specs["P"] = Param(rate=0.01, start=0.5, trainable=self.learn_pools)
+        if self._masked:
+            specs["open"] = Param(trainable=False)
         if self.finite:
             specs |= {"b": Param(rate=0.1), "log_var": Param(0.01, trainable=self.learns_scale)}
         if self.n_mean_components:
@@ -165,14 +174,18 @@ class GatedMRF(EnergyModel):
         shapes |= {"deviation": (1,), self.units.name: (self._n_units,)}
         if self.pools is not None or self.learn_pools:
             shapes["P"] = (k, self._n_units)
+        if self._masked:
+            shapes["open"] = (k, self._n_units)
         if self.finite:
             shapes |= {"b": (d,), "log_var": (1,)}
         return shapes | ({"W": (d, m), "c": (m,)} if m else {})
 
     @property
     def _n_units(self) -> int:
-        k = int(self.n_components)
-        return k if self.pools is None else len(pooling(self.pools, k))
+        k, pools = int(self.n_components), self.pools
+        if pools is None:
+            return k
+        return k // int(pools) if np.ndim(pools) == 0 else len(pools)
 
     @property
     def _n_features_out(self) -> int:
@@ -202,7 +215,7 @@ class GatedMRF(EnergyModel):
             lengths = xp.sqrt((C * C).sum(axis=0))
             C *= lengths.mean() / xp.maximum(lengths, np.finfo(C.dtype).tiny)
         if "P" in params and self.learn_pools:
-            _project_pools(params["P"], self._open(params["P"]))
+            _project_pools(params["P"], params.get("open"))
 
     def feasible(self, params: Params) -> Params:
         """A copy with P >= 0."""
@@ -210,11 +223,10 @@ class GatedMRF(EnergyModel):
             return params
         return params | {"P": namespace(params["P"]).maximum(params["P"], 0)}
 
-    def _open(self, P: Array) -> Array | None:
-        """Where P may be positive: everywhere if it began as the identity."""
-        if self.pools is None:
-            return None
-        return namespace(P).asarray(pooling(self.pools, int(self.n_components)).T > 0)
+    @property
+    def _masked(self) -> bool:
+        """Whether P may be positive only where it began so, and not everywhere."""
+        return self.learn_pools and self.pools is not None
 
     # ------------------------------------------------------------ energies
 
@@ -256,7 +268,7 @@ class GatedMRF(EnergyModel):
         if self.finite:
             own = u * self.precision(params)
             own -= params["b"]
-            grad += own if np.ndim(beta) == 0 and beta == 1.0 else own * as_column(beta, own)
+            grad += own if is_one(beta) else own * as_column(beta, own)
         if p is not None:
             grad -= p @ params["W"].T
         return grad
@@ -366,10 +378,7 @@ class GatedMRF(EnergyModel):
 
     # ------------------------------------------------------------ x given the hidden units
 
-    def _gaussian(self) -> bool:
-        return not self.normalize
-
-    @available_if(_gaussian)
+    @available_if(is_gaussian)
     def sample_visible(
         self, params: Params, h: Array, rng: Any, beta: Any = 1.0, base: Params | None = None
     ) -> Array:
@@ -378,7 +387,7 @@ class GatedMRF(EnergyModel):
         noise = rng.normal((len(h), len(params["C"])), h.dtype)
         return self._given(params, h, beta, base, noise, xp)
 
-    @available_if(_gaussian)
+    @available_if(is_gaussian)
     def decode(self, params: Params, h: Array) -> Array:
         """Mean of x given activities as `encode` gives them, m + sΛ⁻¹(b + Wg)."""
         units = self._n_units
@@ -439,12 +448,12 @@ class GatedMRF(EnergyModel):
 
     # ------------------------------------------------------------ log Z
 
-    @available_if(_gaussian)
+    @available_if(is_gaussian)
     def base_measure(self, params: Params) -> Params:
         """Independent Gaussians with the means and variances of the data."""
         return {"b": params["mean_v"], "log_var": namespace(params["C"]).log(params["var_v"])}
 
-    @available_if(_gaussian)
+    @available_if(is_gaussian)
     def base_log_partition(self, params: Params, base: Params) -> float:
         log_var = base["log_var"].astype(np.float64)
         hidden = self.units.base_log_partition(self._n_units)

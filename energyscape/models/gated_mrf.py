@@ -30,7 +30,7 @@ from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.errors import CapabilityError
-from energyscape.models.gated_base import GatedMRF
+from energyscape.models.gated_base import GatedMRF, is_gaussian
 from energyscape.models.gated_units import BinaryUnits, GammaUnits
 from energyscape.models.states import binary_states, draw_states, log_sum_exp, state_log_weights
 from energyscape.registry import register
@@ -38,10 +38,6 @@ from energyscape.verbs import Params
 
 _LOG_2PI = math.log(2 * math.pi)
 _STATE_BYTES = 1 << 26  # of precision matrices at once
-
-
-def _gaussian(model: GatedMRF) -> bool:
-    return not model.normalize
 
 
 def _sees_filters(model: GatedMRF) -> bool:
@@ -83,7 +79,8 @@ class PoT(GatedMRF):
         Filters C', which see u.
     params_ : dict
         ``C``, ``P`` where there is one, ``a`` (γ = ½ + e^a), ``b`` where σ is finite, ``log_var``
-        (log σ²), and the buffers ``mean_v``, ``var_v``, ``deviation``.
+        (log σ²), and the buffers ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
+        where P may be positive).
     log_partition_, log_partition_interval_, log_partition_ess_, history_, n_iter_, \
 n_features_in_, seed_, trainer_
         As for `RBM`.
@@ -202,7 +199,7 @@ class _Enumerable(GatedMRF):
         """Covariance and mean units together."""
         return self._n_features_out
 
-    @available_if(_gaussian)
+    @available_if(is_gaussian)
     def log_partition(self, params: Params) -> float:
         """Exact log Z by summing over the states of up to 25 units, in blocks.
 
@@ -213,7 +210,7 @@ class _Enumerable(GatedMRF):
         """
         return log_sum_exp(self._state_log_weights(params))
 
-    @available_if(_gaussian)
+    @available_if(is_gaussian)
     def sample_exact(self, params: Params, n: int, rng: Any) -> Array:
         """``n`` exact, independent draws of x, from the enumerated states of the hidden units."""
         index = draw_states(self._state_log_weights(params), n, rng)
@@ -275,7 +272,8 @@ class CovarianceRBM(_Enumerable):
         Filters C', which see u.
     params_ : dict
         ``C``, ``P``, ``d``, ``b``, ``log_var`` (log σ²), and the buffers
-        ``mean_v``, ``var_v``, ``deviation``.
+        ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
+        where P may be positive).
     log_partition_, log_partition_interval_, log_partition_ess_, history_, n_iter_, \
 n_features_in_, seed_, trainer_
         As for `RBM`.
@@ -350,7 +348,8 @@ class McRBM(_Enumerable):
         Filters C', which see u.
     params_ : dict
         ``C``, ``P``, ``d``, ``b``, ``W`` and ``c`` of the mean units, ``log_var``
-        (log σ²), and the buffers ``mean_v``, ``var_v``, ``deviation``.
+        (log σ²), and the buffers ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
+        where P may be positive).
     log_partition_, log_partition_interval_, log_partition_ess_, history_, n_iter_, \
 n_features_in_, seed_, trainer_
         As for `RBM`.
@@ -424,7 +423,8 @@ class MPoT(GatedMRF):
         Filters C', which see u.
     params_ : dict
         ``C``, ``P``, ``a`` (γ = ½ + e^a), ``b``, ``W`` and ``c`` of the mean units, ``log_var``
-        (log σ²), and the buffers ``mean_v``, ``var_v``, ``deviation``.
+        (log σ²), and the buffers ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
+        where P may be positive).
     log_partition_, log_partition_interval_, log_partition_ess_, history_, n_iter_, \
 n_features_in_, seed_, trainer_
         As for `RBM`.

@@ -8,7 +8,7 @@ import numpy as np
 
 from energyscape.backend import Array, namespace
 from energyscape.kernels import sigmoid, softplus_sum
-from energyscape.verbs import Params, Pass, as_column
+from energyscape.verbs import Params, Pass, as_column, is_one
 
 
 class GatedPass(Pass):
@@ -45,12 +45,12 @@ class GatedPass(Pass):
     def _field(self) -> Array:
         """β times the field of the mean units."""
         a = self.known["a"]
-        return a if _is_one(self.beta) else a * as_column(self.beta, a)
+        return a if is_one(self.beta) else a * as_column(self.beta, a)
 
     def energy(self) -> Array:
         own = self.model.visible_energy(self.params, self.known["u"])
         beta, z = self.beta, self.known["z"]
-        energy = own if _is_one(beta) else beta * own
+        energy = own if is_one(beta) else beta * own
         if self.base is not None:
             energy = energy + (1.0 - beta) * _base_energy(self.base, self.x)
         energy = energy + self.model.units.energy(self.params, z, beta)
@@ -78,7 +78,7 @@ class GatedPass(Pass):
         if "a" not in self.known:
             return slope, dr, None
         p = sigmoid(self._field())
-        return slope, dr, p if _is_one(self.beta) else p * as_column(self.beta, p)
+        return slope, dr, p if is_one(self.beta) else p * as_column(self.beta, p)
 
     def input_grad(self) -> Array:
         _, dr, p = self._pull()
@@ -113,7 +113,3 @@ def _base_energy(base: Params, x: Array) -> Array:
     d = x.astype(np.float64) - base["b"].astype(np.float64)
     d *= d
     return d @ (0.5 * namespace(x).exp(-base["log_var"].astype(np.float64)))
-
-
-def _is_one(beta: Any) -> bool:
-    return np.ndim(beta) == 0 and beta == 1.0

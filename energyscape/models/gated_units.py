@@ -21,7 +21,7 @@ from scipy.special import gammaln
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.kernels import sigmoid, softplus_sum
-from energyscape.verbs import Param, Params, as_column
+from energyscape.verbs import Param, Params, as_column, is_one
 
 _TINY = 1e-300
 _HALVINGS = 20
@@ -126,12 +126,12 @@ class BinaryUnits:
     def energy(self, params: Params, z: Array, beta: Any) -> Array:
         """F_β(z) of every row, (n,), float64."""
         field = self._field(params, z)
-        return -softplus_sum(field if _is_one(beta) else field * as_column(beta, field))
+        return -softplus_sum(field if is_one(beta) else field * as_column(beta, field))
 
     def slope(self, params: Params, z: Array, beta: Any) -> Array:
         """∂F_β/∂z, shape (n, units)."""
         field = self._field(params, z)
-        if _is_one(beta):
+        if is_one(beta):
             return sigmoid(field, out=field)
         beta = as_column(beta, field)
         field *= beta
@@ -152,13 +152,13 @@ class BinaryUnits:
     def sample(self, params: Params, z: Array, rng: Any, beta: Any) -> Array:
         """h ~ p_β(h|z)."""
         field = self._field(params, z)
-        if not _is_one(beta):
+        if not is_one(beta):
             field *= as_column(beta, field)
         return rng.bernoulli_logit(field, out=field)
 
     def coupling(self, h: Array, beta: Any) -> Array:
         """What multiplies z in E_β."""
-        return h if _is_one(beta) else h * as_column(beta, h)
+        return h if is_one(beta) else h * as_column(beta, h)
 
     def grad(self, params: Params, z: Array, weights: Array) -> Params:
         """Σ_i w_i ∂F(z_i)/∂θ by name."""
@@ -174,7 +174,3 @@ class BinaryUnits:
 
     def _field(self, params: Params, z: Array) -> Array:
         return params["d"] - z
-
-
-def _is_one(beta: Any) -> bool:
-    return np.ndim(beta) == 0 and beta == 1.0
