@@ -120,11 +120,12 @@ def gated_factor(
     params: dict[str, np.ndarray], u: np.ndarray, beta: float = 1.0
 ) -> tuple[np.ndarray, float]:
     """log of what covariance units multiply the density of u by, h summed or integrated out of
-    exp(-βE) (gamma units: of (1 + z)^(-βγ)), row by row, and the most that can be."""
-    r = u @ params["C"]
+    exp(-βE) (gamma units of a model with a Gaussian: of (1 + z)^(-βγ), γ = e^a), row by row, and
+    the most that can be."""
+    r = u @ params["S"] @ params["C"]
     z = 0.5 * r**2 @ params.get("P", np.eye(r.shape[1]))
     if "a" in params:
-        return -np.log1p(z) @ (beta * (0.5 + np.exp(params["a"]))), 0.0
+        return -np.log1p(z) @ (beta * np.exp(params["a"])), 0.0
     d = params["d"]
     return np.logaddexp(0, beta * (d - z)).sum(axis=1), float(np.logaddexp(0, beta * d).sum())
 

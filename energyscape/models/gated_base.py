@@ -27,6 +27,11 @@ _LOG_2PI = math.log(2 * math.pi)
 _FLOOR = 0.5  # of the mean square that a row is normalised by (Ranzato and Hinton's code)
 _WIDEST = 20.0  # times the deviation of the data, or a fraction: what σ is taken to be meant
 _ROWS_OF_START, _FIRST_LENGTH = 1000, 1.5
+# Share of their length that filters move by at most, at a rate of 1. A step of 0.1 runs away on 190
+# components of patches, whatever the gradient; steps that follow the gradient alone run away there
+# at rates that 36 components need.
+_LONGEST_STEP = 0.03
+_RIDGE = 1e-4  # of the mean variance, added to that of every direction before whitening
 _CONDITIONAL_BYTES = 1 << 26  # of precision matrices at once
 
 
@@ -114,13 +119,15 @@ class GatedMRF(EnergyModel):
     # ------------------------------------------------------------ parameters
 
     def init_params(self, x: Array, rng: Any) -> Params:
-        """Random filters, long enough to be off for some rows and on for others; the units' own
-        parameter where it lets exp(-F) spread as the rows do; W small, its units rare.
+        """S from the covariance of the rows; random filters, long enough to be off for some rows
+        and on for others; the units' own parameter where it lets exp(-F) spread as the rows do; W
+        small, its units rare.
 
-        E[u'∂F/∂u] = d holds for every density (by parts). Without it 144 filters on 36 components
-        of patches stay near the Gaussian (-46.9 nats instead of -31.1).
+        For every density E[u_i ∂F/∂u_i] = 1 (by parts): along principal directions where the
+        Gaussian is too wide, the units have to make up for what it lacks. Without it 144 filters on
+        36 components of patches stay near the Gaussian (-46.9 nats instead of -31.1).
         """
-        xp, d, k = namespace(x), x.shape[1], int(self.n_components)
+        xp, (n, d), k = namespace(x), x.shape, int(self.n_components)
         mean = x.mean(axis=0, dtype=np.float64)
         spread = ((x - mean) ** 2).mean(axis=0, dtype=np.float64)
         average = float(spread.mean()) or 1.0
@@ -132,7 +139,12 @@ class GatedMRF(EnergyModel):
         P = None if self.pools is None else pooling(self.pools, k).T
         if P is None and self.learn_pools:
             P = np.eye(k)
-        params = {"C": C, "mean_v": mean, "var_v": spread, "deviation": xp.full(1, scale)}
+        u = (x.astype(np.float64) - mean) / scale
+        # Directions that few rows say nothing of count as those of the mean variance.
+        value, vector = xp.linalg.eigh(u.T @ u / n)
+        white = (vector / xp.sqrt(xp.maximum(value, 0) + _RIDGE + 0.1 * (d / n) ** 2)) @ vector.T
+        params = {"C": C, "S": white, "mean_v": mean, "var_v": spread}
+        params["deviation"] = xp.full(1, scale)
         if P is not None:
             params["P"] = xp.asarray(P / P.sum(axis=0))
         if self._masked:
@@ -144,12 +156,11 @@ class GatedMRF(EnergyModel):
             W = rng.normal((d, int(self.n_mean_components)), x.dtype).astype(np.float64)
             params["W"] = W * (0.05 / min(sigma, 1.0))
             params["c"] = xp.full(int(self.n_mean_components), -2.0)
-        u = (x[:_ROWS_OF_START].astype(np.float64) - mean) / scale
-        r = u @ C
+        v = u[:_ROWS_OF_START] @ white
         if self.normalize:
-            r /= xp.sqrt((u * u).mean(axis=1) + _FLOOR)[:, None]
-        wanted = d - (float((u * u).sum(axis=1).mean()) / sigma**2 if self.finite else 0.0)
-        z = 0.5 * r * r
+            v /= xp.sqrt((v * v).mean(axis=1) + _FLOOR)[:, None]
+        wanted = float(xp.maximum(1 - value / sigma**2, 0).sum()) if self.finite else d
+        z = 0.5 * (v @ C) ** 2
         params[self.units.name] = self.units.start(z @ params["P"] if "P" in params else z, wanted)
         return {name: value.astype(x.dtype) for name, value in params.items()}
 
@@ -157,7 +168,8 @@ class GatedMRF(EnergyModel):
         # P and d about as slow as in the authors' code. Where d is quick, units are on for all
         # rows, which is a Gaussian, before filters have found directions that are worth a
         # constraint (256 filters of 16×16 patches: d = 12 at a rate of 0.1, 4 at 0.005).
-        specs = {"C": Param(), self.units.name: self.units.spec()}
+        # Without a Gaussian, chains go so far out now and then that C learns more slowly.
+        specs = {"C": Param(10.0 if self.finite else 3.0), self.units.name: self.units.spec()}
         if self.pools is not None or self.learn_pools:
             specs["P"] = Param(rate=0.01, start=0.5, trainable=self.learn_pools)
         if self._masked:
@@ -166,12 +178,13 @@ class GatedMRF(EnergyModel):
             specs |= {"b": Param(rate=0.1), "log_var": Param(0.01, trainable=self.learns_scale)}
         if self.n_mean_components:
             specs |= {"W": Param(rate=0.2, decay=True), "c": Param(rate=0.1)}
-        return specs | {key: Param(trainable=False) for key in ("mean_v", "var_v", "deviation")}
+        buffers = "S", "mean_v", "var_v", "deviation"
+        return specs | {key: Param(trainable=False) for key in buffers}
 
     def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
         d, k, m = n_features, int(self.n_components), int(self.n_mean_components)
         shapes: dict[str, tuple[int, ...]] = {"C": (d, k), "mean_v": (d,), "var_v": (d,)}
-        shapes |= {"deviation": (1,), self.units.name: (self._n_units,)}
+        shapes |= {"S": (d, d), "deviation": (1,), self.units.name: (self._n_units,)}
         if self.pools is not None or self.learn_pools:
             shapes["P"] = (k, self._n_units)
         if self._masked:
@@ -196,15 +209,15 @@ class GatedMRF(EnergyModel):
         return namespace(params["C"]).exp(-params["log_var"])
 
     def precondition(self, params: Params, grads: Params) -> None:
-        """Where σ is small, what b and W have to be to move the mean is 1/σ² as large; a batch with
-        a row far out does not ask for more than filters of twice the length; in place."""
+        """Where σ is small, what b and W have to be to move the mean is 1/σ² as large; filters move
+        by no more than a share of their length; in place."""
         xp, C = namespace(params["C"]), params["C"]
         if self.finite:
             longer = xp.maximum(self.precision(params), 1)
             for name in grads.keys() & {"W", "b"}:
                 grads[name] *= longer
-        most = xp.sqrt((C * C).sum() / ((grads["C"] * grads["C"]).sum() + C.dtype.type(1e-30)))
-        grads["C"] *= xp.minimum(most, 1)
+        share = xp.sqrt((C * C).sum() / ((grads["C"] * grads["C"]).sum() + C.dtype.type(1e-30)))
+        grads["C"] *= xp.minimum(share * C.dtype.type(_LONGEST_STEP), 1)
         self.units.precondition(params, grads)
 
     def project(self, params: Params, sums: Params, rng: Any) -> None:
@@ -230,15 +243,21 @@ class GatedMRF(EnergyModel):
 
     # ------------------------------------------------------------ energies
 
+    def filters(self, params: Params) -> Array:
+        """SC, which see u; shape (n_features, n_components)."""
+        return params["S"] @ params["C"]
+
     def fields(self, params: Params, x: Array) -> dict[str, Array]:
-        """u, what filters see of it (v), r, z and the mean units' field a."""
+        """u, v where rows are normalised, r, z and the mean units' field a."""
         u = x - params["mean_v"]
         u /= params["deviation"]
-        known = {"u": u, "v": u}
+        known = {"u": u}
         if self.normalize:
-            root = namespace(u).sqrt((u * u).mean(axis=1) + u.dtype.type(_FLOOR))
-            known |= {"v": u / root[:, None], "root": root}
-        r = known["v"] @ params["C"]
+            v = u @ params["S"]
+            root = namespace(u).sqrt((v * v).mean(axis=1) + u.dtype.type(_FLOOR))[:, None]
+            v /= root
+            known |= {"v": v, "root": root}
+        r = known["v"] @ params["C"] if self.normalize else u @ self.filters(params)
         z = r * r
         z *= z.dtype.type(0.5)
         known |= {"r": r, "z": z @ params["P"] if "P" in params else z}
@@ -260,11 +279,14 @@ class GatedMRF(EnergyModel):
     ) -> Array:
         """∂F_β/∂u from what it is in the filter outputs and mean fields; a new array."""
         u = known["u"]
-        grad = dr @ params["C"].T
-        if self.normalize:  # v is u over nearly its length: only what is across u turns it
+        if self.normalize:  # v is Su over nearly its length: only what is across it turns it
+            grad = dr @ params["C"].T
             along = (grad * known["v"]).sum(axis=1) / u.shape[1]
             grad -= along[:, None] * known["v"]
-            grad /= known["root"][:, None]
+            grad /= known["root"]
+            grad = grad @ params["S"]
+        else:
+            grad = dr @ self.filters(params).T
         if self.finite:
             own = u * self.precision(params)
             own -= params["b"]
@@ -320,7 +342,7 @@ class GatedMRF(EnergyModel):
         with filters and mean weights side by side each way, and one with P."""
         if self.normalize:
             return lambda x: self.input_grad(params, x)
-        xp, C, units = namespace(params["C"]), params["C"], self.units
+        xp, C, units = namespace(params["C"]), self.filters(params), self.units
         k, inverse = C.shape[1], 1 / params["deviation"]
         # Half a square is the square of filters shorter by √½; the other half of the way back is
         # that filters come in twice.
@@ -423,7 +445,7 @@ class GatedMRF(EnergyModel):
         float64."""
         xp, n_units = namespace(h), self._n_units
         wide = {key: value.astype(np.float64) for key, value in params.items()}
-        h, C = h.astype(np.float64), wide["C"]
+        h, C = h.astype(np.float64), self.filters(wide)
         level = self.units.coupling(h[:, :n_units], beta)
         if "P" in wide:
             level = level @ wide["P"].T
@@ -472,7 +494,7 @@ class GatedMRF(EnergyModel):
     @property
     def components_(self) -> Any:
         self._need_fit("components_")
-        return self._fitted(self._params["C"].T)
+        return self._fitted(self.filters(self._params).T)
 
 
 def _solve(A: Array, b: Array, xp: Any) -> Array:

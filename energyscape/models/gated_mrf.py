@@ -1,11 +1,12 @@
 """Gated Markov random fields: hidden units that say what the covariance of x is, and its mean.
 
-With u = (x - m)/s (mean and deviation of the data), filter outputs r = C'u, pooled energies
-z = P'r²/2 (P >= 0) and covariance units h (see `gated_units`), binary mean units g:
+With u = (x - m)/s (mean and deviation of the data), S that whitens u (symmetric, fixed), filter
+outputs r = C'Su, pooled energies z = P'r²/2 (P >= 0) and covariance units h (see `gated_units`),
+binary mean units g:
 
     E(x, h, g) = |u|²/2σ² - b'u + Σ_k E(z_k, h_k) - Σ_j g_j (c_j + W_j'u)
     F(x)       = |u|²/2σ² - b'u + Σ_k F(z_k)      - Σ_j softplus(c_j + W_j'u)
-    u | h, g   ~ N(Λ⁻¹(b + Wg), Λ⁻¹),             Λ = I/σ² + C diag(Ph) C'
+    u | h, g   ~ N(Λ⁻¹(b + Wg), Λ⁻¹),             Λ = I/σ² + SC diag(Ph) C'S
 
           covariance units   mean units
 PoT            gamma              -      Welling, Hinton, Osindero, 2003; Osindero et al., 2006
@@ -48,8 +49,16 @@ def _complete(model: GatedMRF) -> bool:
     return _sees_filters(model) and not model.finite
 
 
+class _HeavyTailed(GatedMRF):
+    """Gamma units; γ > ½ where nothing else makes the density proper."""
+
+    @property
+    def units(self) -> GammaUnits:  # type: ignore[override]
+        return GammaUnits(0.0 if self.finite else 0.5)
+
+
 @register
-class PoT(GatedMRF):
+class PoT(_HeavyTailed):
     """Product of Student's t experts: filter outputs that are small mostly, and large now and then.
 
     Parameters
@@ -76,11 +85,11 @@ class PoT(GatedMRF):
     Attributes
     ----------
     components_ : array, shape (n_components, n_features)
-        Filters C', which see u.
+        Filters C'S, which see u.
     params_ : dict
-        ``C``, ``P`` where there is one, ``a`` (γ = ½ + e^a), ``b`` where σ is finite, ``log_var``
-        (log σ²), and the buffers ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
-        where P may be positive).
+        ``C``, ``P`` where there is one, ``a`` (γ = e^a, without the Gaussian ½ + e^a), ``b`` and
+        ``log_var`` (log σ²) where σ is finite, and the buffers ``S``, ``mean_v``, ``var_v``,
+        ``deviation`` (and ``open``: where P may be positive).
     log_partition_, log_partition_interval_, log_partition_ess_, history_, n_iter_, \
 n_features_in_, seed_, trainer_
         As for `RBM`.
@@ -93,7 +102,6 @@ n_features_in_, seed_, trainer_
     scene statistics.
     """
 
-    units = GammaUnits()
     relative_sigma = 4.0
 
     def __init__(
@@ -141,7 +149,7 @@ n_features_in_, seed_, trainer_
                 "orthogonal filters; for others it can be estimated"
             )
         wide = {k: to_host(v).astype(np.float64) for k, v in params.items()}
-        C, shapes, d = wide["C"], 0.5 + np.exp(wide["a"]), len(wide["C"])
+        C, shapes, d = self.filters(wide), self.units.shapes(wide), len(wide["C"])
         own = d * math.log(wide["deviation"][0])
         if not self.finite:
             gammas = gammaln(shapes - 0.5) - gammaln(shapes)
@@ -162,7 +170,8 @@ n_features_in_, seed_, trainer_
         """∂ log Z/∂θ by name, for as many filters as features and σ infinite."""
         self.log_partition(params)
         xp, C = namespace(params["C"]), params["C"].astype(np.float64)
-        shapes = 0.5 + np.exp(to_host(params["a"]).astype(np.float64))
+        # det S is a constant.
+        shapes = self.units.shapes({"a": to_host(params["a"]).astype(np.float64)})
         slope = (digamma(shapes - 0.5) - digamma(shapes)) * (shapes - 0.5)
         grads = {"C": -xp.linalg.inv(C).T, "a": xp.asarray(slope)}
         return {k: v.astype(params[k].dtype) for k, v in grads.items()}
@@ -171,7 +180,7 @@ n_features_in_, seed_, trainer_
     def sample_exact(self, params: Params, n: int, rng: Any) -> Array:
         """``n`` exact, independent draws: Student's t with 2γ - 1 degrees of freedom along every
         filter."""
-        xp, C = namespace(params["C"]), params["C"]
+        xp, C = namespace(params["C"]), self.filters(params)
         shape = xp.broadcast_to(self.units.shapes(params) - 0.5, (n, C.shape[1]))
         t = rng.normal(shape.shape, C.dtype) / xp.sqrt(rng.gamma(xp.ascontiguousarray(shape)))
         u = t @ xp.linalg.inv(C)
@@ -180,7 +189,7 @@ n_features_in_, seed_, trainer_
     def _closed(self, params: Params) -> bool:
         if not _sees_filters(self):
             return False
-        C = to_host(params["C"]).astype(np.float64)
+        C = self.filters({key: to_host(params[key]).astype(np.float64) for key in ("S", "C")})
         if not self.finite:
             return C.shape[0] == C.shape[1]
         overlap = C.T @ C
@@ -269,10 +278,10 @@ class CovarianceRBM(_Enumerable):
     Attributes
     ----------
     components_ : array, shape (n_components, n_features)
-        Filters C', which see u.
+        Filters C'S, which see u.
     params_ : dict
         ``C``, ``P``, ``d``, ``b``, ``log_var`` (log σ²), and the buffers
-        ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
+        ``S``, ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
         where P may be positive).
     log_partition_, log_partition_interval_, log_partition_ess_, history_, n_iter_, \
 n_features_in_, seed_, trainer_
@@ -345,10 +354,10 @@ class McRBM(_Enumerable):
     Attributes
     ----------
     components_ : array, shape (n_components, n_features)
-        Filters C', which see u.
+        Filters C'S, which see u.
     params_ : dict
         ``C``, ``P``, ``d``, ``b``, ``W`` and ``c`` of the mean units, ``log_var``
-        (log σ²), and the buffers ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
+        (log σ²), and the buffers ``S``, ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
         where P may be positive).
     log_partition_, log_partition_interval_, log_partition_ess_, history_, n_iter_, \
 n_features_in_, seed_, trainer_
@@ -391,7 +400,7 @@ n_features_in_, seed_, trainer_
 
 
 @register
-class MPoT(GatedMRF):
+class MPoT(_HeavyTailed):
     """Mean and product of Student's t: a PoT's constraints and binary units for the mean.
 
     Parameters
@@ -420,10 +429,10 @@ class MPoT(GatedMRF):
     Attributes
     ----------
     components_ : array, shape (n_components, n_features)
-        Filters C', which see u.
+        Filters C'S, which see u.
     params_ : dict
-        ``C``, ``P``, ``a`` (γ = ½ + e^a), ``b``, ``W`` and ``c`` of the mean units, ``log_var``
-        (log σ²), and the buffers ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
+        ``C``, ``P``, ``a`` (γ = e^a), ``b``, ``W`` and ``c`` of the mean units, ``log_var``
+        (log σ²), and the buffers ``S``, ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
         where P may be positive).
     log_partition_, log_partition_interval_, log_partition_ess_, history_, n_iter_, \
 n_features_in_, seed_, trainer_
@@ -435,7 +444,6 @@ n_features_in_, seed_, trainer_
     MRF's.
     """
 
-    units = GammaUnits()
     relative_sigma = 2.0
 
     def __init__(

@@ -93,7 +93,10 @@ class GatedPass(Pass):
         params, known, model = self.params, self.known, self.model
         slope, dr, p = self._pull()
         w = weights[:, None]
-        grads = {"C": known["v"].T @ (dr * w)}
+        if "v" in known:
+            grads = {"C": known["v"].T @ (dr * w)}
+        else:
+            grads = {"C": params["S"] @ (known["u"].T @ (dr * w))}
         grads |= model.units.grad(params, known["z"], weights)
         if "P" in params:
             r = known["r"]
