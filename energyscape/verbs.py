@@ -29,6 +29,8 @@ VERBS: dict[str, str] = {
     "input_grad_function": "(params) → a function x → ∂F/∂x, params worked into it once",
     "sample_hidden": "(params, x, rng, beta=1) → h ~ p(h | x)",
     "sample_visible": "(params, h, rng, beta=1, base=None) → x ~ p(x | h)",
+    "sample_visible_free": "(params, h, rng, x, free, beta=1, base=None) → x ~ p(x_free | h, the "
+    "rest of x), where visible units depend on each other given h",
     "encode": "(params, x) → mean code given x",
     "complete": "(params, x, rng=None) → rows with the units that chains move besides, inferred",
     "decode": "(params, h) → mean of x given a code",

@@ -15,6 +15,8 @@ import pytest
 import sampler_cases
 from goodness import ALARM, displacement, misfit
 from sampler_cases import (
+    GATED,
+    GATED_AT,
     MEAN,
     PAIRS,
     ROWS,
@@ -31,6 +33,7 @@ from sampler_cases import (
 )
 from scipy.stats import kstest
 
+from energyscape.models import MPoT
 from energyscape.registry import registered
 from energyscape.samplers import HMC, Clamped, Langevin, Posterior, from_functions, hmc
 from energyscape.samplers.base import Chains, Sampler
@@ -215,6 +218,25 @@ def test_a_gradient_that_is_its_argument_is_copied() -> None:
         np.testing.assert_array_equal(same, copy)
 
 
+class Forgetful(MPoT):
+    """Draws all coordinates given h, as if those that are held said nothing of the others."""
+
+    def sample_visible_free(
+        self, params: Any, h: Any, rng: Any, x: Any, free: Any, *at: Any
+    ) -> Any:
+        return self.sample_visible(params, h, rng, *at)
+
+
+@pytest.mark.parametrize("cls", [MPoT, Forgetful])
+def test_held_coordinates_that_say_nothing_of_the_others_are_seen(cls: type) -> None:
+    truth = TRUTHS["MPoT"]
+    x = truth.draw(truth.n, np.random.default_rng(3), 1.0)
+    model = cls(**GATED["MPoT"].get_params())
+    target = Clamped(model.target(GATED_AT["MPoT"]), np.arange(x.shape[1]) < 2, x)
+    moved = SWEEPING.make(truth).run(target, x, 3, rng_at()).x
+    assert (misfit(truth, moved) > 1) is (cls is Forgetful)
+
+
 REALS = [truth for truth in TRUTHS.values() if truth.log_p is None]
 
 
@@ -267,13 +289,19 @@ def test_held_coordinates_are_held_to_the_bit(row: Row, truth: Truth) -> None:
 ALONE = [row for row in ROWS if row.invariant and not row.name.startswith("tempered")]
 
 
-@pytest.mark.parametrize("row", ALONE, ids=pair_id)
-def test_exact_draws_with_each_row_held_at_itself_do_not_drift(row: Row) -> None:
+SWEEPING = next(row for row in ROWS if row.name == "Gibbs")
+
+
+@pytest.mark.parametrize(
+    ("row", "truth"),
+    [(row, TRUTHS[row.truths[0]]) for row in ALONE] + [(SWEEPING, TRUTHS[n]) for n in GATED],
+    ids=pair_id,
+)
+def test_exact_draws_with_each_row_held_at_itself_do_not_drift(row: Row, truth: Truth) -> None:
     """Every chain moves its own half of the coordinates given the others: joint draws stay so.
 
     Hot replicas have no such law, so that ladders are left to the cases with masks of a formula.
     """
-    truth = TRUTHS[row.truths[0]]
     n, generator = truth.n, np.random.default_rng(3)
     x = truth.draw(n, generator, 1 / row.temperature)
     mask = generator.random(x.shape) < 0.5

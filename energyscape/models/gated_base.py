@@ -405,30 +405,52 @@ class GatedMRF(EnergyModel):
         self, params: Params, h: Array, rng: Any, beta: Any = 1.0, base: Params | None = None
     ) -> Array:
         """x ~ p_β(x|h, g), shape (n, n_features), by a Cholesky factor of every row's precision."""
-        xp = namespace(h)
         noise = rng.normal((len(h), len(params["C"])), h.dtype)
-        return self._given(params, h, beta, base, noise, xp)
+        return self._given(params, h, noise, beta, base)
+
+    @available_if(is_gaussian)
+    def sample_visible_free(
+        self,
+        params: Params,
+        h: Array,
+        rng: Any,
+        x: Array,
+        free: Array,
+        beta: Any = 1.0,
+        base: Params | None = None,
+    ) -> Array:
+        """x ~ p_β(x|h, g, x at the coordinates that are not ``free``), shape (n, n_features)."""
+        noise = rng.normal(x.shape, h.dtype)
+        return self._given(params, h, noise, beta, base, (x, free))
 
     @available_if(is_gaussian)
     def decode(self, params: Params, h: Array) -> Array:
         """Mean of x given activities as `encode` gives them, m + sΛ⁻¹(b + Wg)."""
         units = self._n_units
         levels = self.units.from_activity(params, h[:, :units])
-        xp = namespace(h)
-        return self._given(
-            params, xp.concatenate([levels, h[:, units:]], axis=1), 1.0, None, None, xp
-        )
+        return self._given(params, namespace(h).concatenate([levels, h[:, units:]], axis=1))
 
     def _given(
-        self, params: Params, h: Array, beta: Any, base: Params | None, noise: Array | None, xp: Any
+        self,
+        params: Params,
+        h: Array,
+        noise: Array | None = None,
+        beta: Any = 1.0,
+        base: Params | None = None,
+        held: tuple[Array, Array] | None = None,
     ) -> Array:
-        d = len(params["C"])
+        """Mean of x given h, or with noise a draw; given what is not free of some x, too."""
+        xp, d = namespace(h), len(params["C"])
         x = xp.empty((len(h), d), h.dtype)
         size = max(1, _CONDITIONAL_BYTES // (8 * d * d))
         for lo in range(0, len(h), size):
             rows = slice(lo, lo + size)
             at = beta if np.ndim(beta) == 0 else beta[rows]
             precision, pull = self.conditional(params, h[rows], at, base)
+            if held is not None:
+                known, free = held[0][rows], held[1] if held[1].ndim == 1 else held[1][rows]
+                u = (known - params["mean_v"]) / params["deviation"]
+                precision, pull = _freed(precision, pull, u.astype(np.float64), free)
             root = xp.linalg.cholesky(precision)
             # Λ = LL': u = L'⁻¹(L⁻¹ pull + ξ).
             u = _solve(root, pull, xp)
@@ -436,7 +458,7 @@ class GatedMRF(EnergyModel):
                 u += noise[rows].astype(np.float64)
             u = _solve(root.transpose(0, 2, 1), u, xp)
             x[rows] = u * params["deviation"] + params["mean_v"]
-        return x
+        return x if held is None else xp.where(held[1], x, held[0])
 
     def conditional(
         self, params: Params, h: Array, beta: Any = 1.0, base: Params | None = None
@@ -499,6 +521,17 @@ class GatedMRF(EnergyModel):
 
 def _solve(A: Array, b: Array, xp: Any) -> Array:
     return xp.linalg.solve(A, b[..., None])[..., 0]
+
+
+def _freed(precision: Array, pull: Array, u: Array, free: Array) -> tuple[Array, Array]:
+    """Λ and Λ times the mean of the free coordinates given the others at ``u``, which become
+    independent of them: N(0, 1)."""
+    mask = free.astype(u.dtype) + namespace(u).zeros_like(u)
+    held = u * (1 - mask)
+    pull = (pull - (precision @ held[..., None])[..., 0]) * mask
+    precision = precision * (mask[:, :, None] * mask[:, None, :])
+    precision += (1 - mask)[:, :, None] * namespace(u).eye(u.shape[1])
+    return precision, pull
 
 
 def _project_pools(P: Array, may: Array | None) -> None:

@@ -197,10 +197,15 @@ class Target(Density):
         """One block-Gibbs step x → h → x', which leaves exp(-F_β) invariant (and is reversible)."""
         return self.finish_sweep(self.forward(x), rng)
 
-    def finish_sweep(self, passed: Pass, rng: Any) -> Array:
-        """The same from a pass at x and this β, without its product once more."""
+    def finish_sweep(self, passed: Pass, rng: Any, free: Array = None) -> Array:
+        """The same from a pass at x and this β, without its product once more; coordinates that are
+        not ``free`` stay where the pass has them, or are the caller's to put back."""
         h = passed.sample_hidden(rng)
-        return self.model.sample_visible(self.params, h, rng, self.beta, self.base)
+        if free is None or speaks(self.model, ("sample_visible_free",)):
+            return self.model.sample_visible(self.params, h, rng, self.beta, self.base)
+        return self.model.sample_visible_free(
+            self.params, h, rng, passed.x, free, self.beta, self.base
+        )
 
     def regenerate(self, x: Array, rng: Any) -> Array:
         """A draw of the model's reconstruction of ``x``."""

@@ -119,13 +119,12 @@ class Clamped(_Wrapper):
         return self.target.gradient()
 
     def sweep(self, x: Array, rng: Any) -> Array:
-        """Free coordinates are drawn given all hidden units: exact for conditionally independent
-        visible units, because the held ones only drop out of the product."""
-        return self.hold(self.target.sweep(x, rng))
+        """Free coordinates are drawn given all hidden units and the held ones."""
+        return self.finish_sweep(self.forward(x), rng)
 
-    def finish_sweep(self, passed: Any, rng: Any) -> Array:
+    def finish_sweep(self, passed: Any, rng: Any, free: Array = None) -> Array:
         """The same from a pass at x."""
-        return self.hold(self.target.finish_sweep(passed, rng))
+        return self.hold(self.target.finish_sweep(passed, rng, self.free if free is None else free))
 
 
 class _Sum:
