@@ -174,14 +174,14 @@ class Posterior(_Wrapper):
         The prior.
     y : array, shape event_shape or (n, *event_shape)
         What was observed.
-    sigma : float > 0
-        Standard deviation of the noise, in the units of x.
+    sigma : float > 0, or array of such, shape event_shape
+        Standard deviation of the noise, in the units of x; infinite where nothing was observed.
     """
 
     per_row = ("y",)
 
-    def __init__(self, target: Any, y: Array, sigma: float) -> None:
-        if not sigma > 0:
+    def __init__(self, target: Any, y: Array, sigma: Any) -> None:
+        if not (sigma > 0 if np.ndim(sigma) == 0 else bool((sigma > 0).all())):
             raise ValueError(f"sigma must be > 0, got {sigma!r}")
         super().__init__(target)
         self.y, self.sigma = y, sigma
@@ -191,11 +191,12 @@ class Posterior(_Wrapper):
         return _Sum(self.target.forward(x), noise.forward(x), self.beta, fade=False)
 
     def _misfit(self, x: Array) -> Array:
-        d = (x - self.y).reshape(len(x), -1).astype(np.float64)
-        return (d * d).sum(axis=1) / (2 * self.sigma**2)
+        d = (x - self.y).astype(np.float64) / self.sigma
+        return 0.5 * (d * d).reshape(len(x), -1).sum(axis=1)
 
     def _pull(self, x: Array) -> Array:
-        return (x - self.y) / x.dtype.type(self.sigma**2)
+        precision = self.sigma**-2
+        return (x - self.y) * (precision.astype(x.dtype) if np.ndim(precision) else precision)
 
 
 class Bridge(_Wrapper):
