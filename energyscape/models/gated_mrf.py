@@ -31,7 +31,8 @@ from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.errors import CapabilityError
-from energyscape.models.gated_base import GatedMRF, is_gaussian
+from energyscape.models.gated_base import GatedMRF
+from energyscape.models.gated_conditional import is_gaussian
 from energyscape.models.gated_units import BinaryUnits, GammaUnits
 from energyscape.models.states import binary_states, draw_states, log_sum_exp, state_log_weights
 from energyscape.registry import register
