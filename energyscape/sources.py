@@ -53,19 +53,22 @@ class Rows:
         The rows that count; default all.
     y : array, shape (n,), optional
         Labels of the rows of ``X``, on the host.
+    event_shape : tuple of int, optional
+        Shape to give every row, with as many elements as it has.
     """
 
     def __init__(
-        self, X: Any, index: np.ndarray | None = None, y: np.ndarray | None = None
+        self,
+        X: Any,
+        index: np.ndarray | None = None,
+        y: np.ndarray | None = None,
+        event_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.X, self.index, self.y = X, index, y
+        self.event_shape = tuple(X.shape[1:]) if event_shape is None else event_shape
 
     def __len__(self) -> int:
         return self.X.shape[0] if self.index is None else len(self.index)
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return tuple(self.X.shape[1:])
 
     @property
     def dtype(self) -> Any:
@@ -85,7 +88,8 @@ class Rows:
         part = self.X[rows]
         if scipy.sparse.issparse(part):
             part = part.toarray()
-        return part.astype(self.dtype, copy=False)
+        part = part.astype(self.dtype, copy=False)
+        return part.reshape(len(part), *self.event_shape)
 
     def labels(self, rows: Any) -> np.ndarray | None:
         """Labels by index or slice; None where there are none."""
@@ -120,7 +124,9 @@ class Rows:
         order = rng.permutation(len(self))
         held_out = _count_held_out(len(self), fraction)
         kept, apart = np.sort(order[held_out:]), np.sort(order[:held_out])
-        return Rows(self.X, kept, self.y), Rows(self.X, apart, self.y)
+        return tuple(  # type: ignore[return-value]
+            Rows(self.X, index, self.y, self.event_shape) for index in (kept, apart)
+        )
 
 
 class StoredRows(Rows):
@@ -134,9 +140,14 @@ class StoredRows(Rows):
     """
 
     def __init__(
-        self, X: Any, lo: int = 0, hi: int | None = None, y: np.ndarray | None = None
+        self,
+        X: Any,
+        lo: int = 0,
+        hi: int | None = None,
+        y: np.ndarray | None = None,
+        event_shape: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__(X, y=y)
+        super().__init__(X, y=y, event_shape=event_shape)
         self.lo, self.hi = lo, X.shape[0] if hi is None else hi
 
     def __len__(self) -> int:
@@ -159,7 +170,7 @@ class StoredRows(Rows):
         part = np.asarray(part)
         if part.dtype.kind == "f" and not np.isfinite(part).all():
             raise ValueError("Input X contains NaN or infinity; clean the rows in the file first")
-        return part.astype(self.dtype, copy=False)
+        return part.astype(self.dtype, copy=False).reshape(len(part), *self.event_shape)
 
     def labels(self, rows: Any) -> np.ndarray | None:
         return None if self.y is None else self.y[self.lo : self.hi][rows]
@@ -188,14 +199,15 @@ class StoredRows(Rows):
         """The last rows set apart, so that reading stays sequential."""
         cut = self.hi - _count_held_out(len(self), fraction)
         return (
-            StoredRows(self.X, self.lo, cut, self.y),
-            StoredRows(self.X, cut, self.hi, self.y),
+            StoredRows(self.X, self.lo, cut, self.y, self.event_shape),
+            StoredRows(self.X, cut, self.hi, self.y, self.event_shape),
         )
 
 
-def open_rows(X: Any) -> Rows:
+def open_rows(X: Any, event_shape: tuple[int, ...] | None = None) -> Rows:
     """Rows of whatever holds them: an array in memory, CSR, a memory map or an HDF5 dataset."""
-    return StoredRows(X) if is_stored(X) else Rows(X)
+    kind = StoredRows if is_stored(X) else Rows
+    return kind(X, event_shape=event_shape)
 
 
 def _count_held_out(n: int, fraction: float) -> int:

@@ -15,9 +15,8 @@ from sklearn.base import OneToOneFeatureMixin
 from sklearn.utils.validation import check_is_fitted
 
 from energyscape.backend import Array, namespace
-from energyscape.data.patches import as_images
 from energyscape.data.transformer import RowTransformer, Transformer, in_blocks, row_blocks
-from energyscape.models.inputs import as_rows
+from energyscape.models.inputs import as_images, as_rows
 from energyscape.registry import register
 
 __all__ = ["ContrastNormalize", "LocalContrastNormalize"]

@@ -20,8 +20,9 @@ from energyscape import io
 from energyscape.backend import Array, draw_seed, is_gpu_array
 from energyscape.convolution import pair, pool, windows
 from energyscape.data.encoders import dictionary_of
-from energyscape.data.patches import PatchExtractor, as_images, with_channels
+from energyscape.data.patches import PatchExtractor, with_channels
 from energyscape.data.transformer import Transformer, in_blocks
+from energyscape.models.inputs import as_images
 from energyscape.registry import register
 from energyscape.verbs import check_count
 

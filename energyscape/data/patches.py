@@ -22,53 +22,12 @@ from energyscape.backend import (
 )
 from energyscape.convolution import pair, windows
 from energyscape.data.transformer import Transformer
+from energyscape.models.inputs import as_images
 from energyscape.registry import register
-from energyscape.sources import Rows, is_stored, open_rows
+from energyscape.sources import Rows, is_stored
 from energyscape.verbs import check_count
 
 __all__ = ["PatchExtractor"]
-
-
-def as_images(estimator: Any, X: Any, shape: tuple[int, ...] | None = None) -> Rows:
-    """Checked images (n, h, w) or (n, h, w, channels) as `Rows`.
-
-    Parameters
-    ----------
-    estimator : object
-        Who asks, for messages.
-    X : NumPy or CuPy array, nested lists, memory map or open HDF5 dataset
-    shape : tuple of int, optional
-        What a single image must have.
-
-    Raises
-    ------
-    ValueError
-        For other numbers of dimensions, no images, shapes other than ``shape``, values that are no
-        numbers, NaN and infinity.
-    """
-    name = type(estimator).__name__
-    shapes = {x.shape for x in X if hasattr(x, "shape")} if isinstance(X, list | tuple) else set()
-    if len(shapes) > 1:
-        few = ", ".join(map(str, sorted(shapes)[:3]))
-        raise ValueError(f"{name} needs images of one shape, X has {few}: crop or resize them")
-    X = X if is_gpu_array(X) or is_stored(X) else np.asarray(X)
-    if X.dtype.kind not in "fiub":
-        raise ValueError(f"{name} needs images of numbers, X has dtype {X.dtype}")
-    if len(X.shape) not in (3, 4):
-        raise ValueError(
-            f"{name} needs images (n, h, w) or (n, h, w, channels), X has shape {X.shape}; rows of "
-            "pixels become images by X.reshape(len(X), h, w), one image by X[None]"
-        )
-    if 0 in X.shape:
-        raise ValueError(f"{name} needs at least one image of at least one pixel, got {X.shape}")
-    if shape is not None and tuple(X.shape[1:]) != tuple(shape):
-        raise ValueError(
-            f"{name} was fitted to images of shape {tuple(shape)}, X has images of shape "
-            f"{tuple(X.shape[1:])}"
-        )
-    if not is_stored(X) and X.dtype.kind == "f" and not bool(namespace(X).isfinite(X).all()):
-        raise ValueError(f"Input X of {name} contains NaN or infinity.")
-    return open_rows(X)
 
 
 def with_channels(x: Array) -> Array:

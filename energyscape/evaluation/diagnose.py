@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from energyscape.backend import Purpose, stream, to_host
-from energyscape.models.inputs import as_rows, range_complaint
+from energyscape.models.inputs import range_complaint
 from energyscape.plotting import image_grid
 
 MAX_ROWS = 2000
@@ -129,7 +129,7 @@ def diagnose(
     """
     check_is_fitted(model)
     rng = np.random.default_rng(random_state)
-    rows = as_rows(model, X, reset=False)
+    rows = model.read(X, reset=False)
     x = to_host(rows.sample(MAX_ROWS, stream(random_state, Purpose.DIAGNOSE)))
     shape = _image_shape(x.shape[1], image_shape or getattr(model, "image_shape_", None))
     filters = to_host(model.components_)

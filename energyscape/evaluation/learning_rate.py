@@ -16,7 +16,6 @@ from energyscape.errors import (
     SamplerWarning,
     UnnormalizedScoreWarning,
 )
-from energyscape.models.inputs import as_rows
 from energyscape.optim import Constant
 from energyscape.verbs import speaks
 
@@ -55,7 +54,7 @@ def find_learning_rate(
     """
     seed = draw_seed(model.random_state if random_state is None else random_state)
     trial = clone(model).set_params(random_state=seed)
-    rows = as_rows(trial, X, reset=True)
+    rows = trial.read(X, reset=True)
     x = rows.sample(_ROWS, stream(seed, Purpose.DIAGNOSE))
     trainer = clone(model.trainer) if model.trainer is not None else model.default_trainer()
     if "optimizer" not in trainer.get_params(deep=False):

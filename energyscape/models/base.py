@@ -237,8 +237,12 @@ class EnergyModel(
             if complaint is not None:
                 warnings.warn(complaint, ConvergenceWarning, stacklevel=3)
 
+    def read(self, X: Any, reset: bool) -> Rows:
+        """Checked rows of users' data; notes their shape when ``reset``, else compares with it."""
+        return as_rows(self, X, reset)
+
     def _prepare(self, X: Any, reset: bool) -> tuple[Any, Rows]:
-        return self.chosen_trainer(), as_rows(self, X, reset)
+        return self.chosen_trainer(), self.read(X, reset)
 
     def chosen_trainer(self) -> Any:
         """A copy of the trainer, or the default one, that can train this model as it is set."""
@@ -370,20 +374,23 @@ class EnergyModel(
 
     def _map(self, X: Any, function: Callable[[Params, Array], Array]) -> Any:
         check_is_fitted(self)
-        return self._in_blocks(as_rows(self, X, reset=False), function)
+        return self._in_blocks(self.read(X, reset=False), function)
 
     def _in_blocks(self, rows: Rows, function: Callable[[Params, Array], Array]) -> Any:
         """``function`` over blocks of rows that fit scikit-learn's ``working_memory``."""
         self._settle(rows.X)
         home = device_of(rows.X)
-        width = self.n_features_in_ + 3 * self._n_features_out
-        size = rows_per_block(width * self._dtype.itemsize)
+        size = rows_per_block(self._block_width(rows.event_shape) * self._dtype.itemsize)
         parts = []
         with on_device(self._device):
             for block in rows.blocks(size):
                 x = to_device(block, self._device).astype(self._dtype, copy=False)
                 parts.append(to_device(function(self._params, x), home))
         return parts[0] if len(parts) == 1 else namespace(parts[0]).concatenate(parts)
+
+    def _block_width(self, event_shape: tuple[int, ...]) -> int:
+        """Numbers that a row of that shape takes while it is worked on."""
+        return self.n_features_in_ + 3 * self._n_features_out
 
     # ------------------------------------------------------------ fitted attributes
 

@@ -15,7 +15,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from energyscape.backend import Array, Purpose, draw_seed, on_device, stream, to_device, to_host
 from energyscape.errors import UnnormalizedScoreWarning
-from energyscape.models.inputs import as_rows
 from energyscape.models.states import EXACT_UNITS
 from energyscape.samplers import AIS, PartitionEstimate
 from energyscape.samplers.ais import exact_partition
@@ -186,6 +185,6 @@ class LikelihoodMixin:
         return LikelihoodBounds(control - mean, -mean - up.log_partition, "annealed model", up)
 
     def _some_rows(self: Any, X: Any, n: int, seed: int) -> Array:
-        rows = as_rows(self, X, reset=False)
+        rows = self.read(X, reset=False)
         x = rows.sample(n, stream(seed, Purpose.PARTITION, 3))
         return to_device(x, self._device).astype(self._dtype, copy=False)

@@ -20,7 +20,6 @@ from energyscape.backend import (
     to_host,
 )
 from energyscape.errors import CapabilityError
-from energyscape.models.inputs import as_rows
 from energyscape.samplers import HMC, Clamped, Posterior
 from energyscape.samplers.base import Sampler
 from energyscape.verbs import check_count, need, speaks
@@ -82,7 +81,7 @@ class SamplingMixin:
             with on_device(self._device):
                 rng = stream(seed, Purpose.SAMPLE, 0, self._device)
                 return to_device(self.sample_exact(self._params, n_samples, rng), self._home)
-        sampler = _checked(self.default_sampler() if sampler is None else sampler)
+        sampler = checked_sampler(self.default_sampler() if sampler is None else sampler)
         if sampler.follows_energy and not self.proper:
             raise CapabilityError(
                 f"exp(-F) of {type(self).__name__} has no normaliser, so that the chains of "
@@ -165,7 +164,7 @@ class SamplingMixin:
                 + (f"has {self.domain} units" if self.proper else "has none")
             )
         check_count("n_steps", n_steps)
-        rows = as_rows(self, X, reset=False)
+        rows = self.read(X, reset=False)
         self._settle(rows.X)
         seed = self.seed_ if random_state is None else draw_seed(random_state)
         with on_device(self._device):
@@ -176,10 +175,10 @@ class SamplingMixin:
                 y = to_device(block, self._device).astype(self._dtype, copy=False)
                 target = Posterior(self.target(self._params), y, noise)
                 start, masses = _shrunk(y, noise)
-                kernel = _checked(HMC(inverse_mass=masses) if sampler is None else sampler)
+                kernel = checked_sampler(HMC(inverse_mass=masses) if sampler is None else sampler)
                 rng = stream(seed, Purpose.SAMPLE, i, self._device)
                 run = kernel.run(
-                    target, start, n_steps, rng, n_warmup=n_warmup, reducers=[_ChainMeans()]
+                    target, start, n_steps, rng, n_warmup=n_warmup, reducers=[ChainMeans()]
                 )
                 parts.append(to_device(run.reduced[0].astype(y.dtype), device_of(rows.X)))
         return parts[0] if len(parts) == 1 else namespace(parts[0]).concatenate(parts)
@@ -248,7 +247,8 @@ class SamplingMixin:
         return x
 
 
-def _checked(sampler: Any) -> Sampler:
+def checked_sampler(sampler: Any) -> Sampler:
+    """``sampler``, or ValueError if it is none."""
     if not isinstance(sampler, Sampler):
         raise ValueError(f"sampler must be a sampler, got {sampler!r}")
     return sampler
@@ -266,16 +266,19 @@ def _shrunk(y: Array, noise: Array) -> tuple[Array, np.ndarray]:
     return start.astype(y.dtype), to_host(share * power)
 
 
-class _ChainMeans:
+class ChainMeans:
     """Mean of every chain over the states shown, in float64."""
 
     def begin(self, x: Array, n: int) -> tuple[Array, int]:
+        """Nothing seen yet."""
         return namespace(x).zeros(x.shape, np.float64), 0
 
     def add(self, state: tuple[Array, int], x: Array) -> tuple[Array, int]:
+        """One more state."""
         total, count = state
         total += x
         return total, count + 1
 
     def end(self, state: tuple[Array, int]) -> Array:
+        """The means, the shape of x."""
         return state[0] / state[1]

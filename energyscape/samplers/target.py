@@ -144,10 +144,18 @@ class Target(Density):
     def __init__(self, model: Any, params: Params, base: Params | None = None, beta: Any = 1.0):
         self.model, self.params, self.base, self.beta = model, params, base, beta
         self._gradient: Callable[[Array], Array] | None = None
+        self._shape: tuple[int, ...] | None = None
 
     @property
-    def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return tuple(self.model.event_shape(self.params))
+    def event_shape(self) -> tuple[int, ...] | None:
+        """Shape of one point; None for images of any size, until `shaped` says which."""
+        if self._shape is None:
+            return self.model.event_shape(self.params)
+        return self._shape
+
+    @event_shape.setter
+    def event_shape(self, shape: tuple[int, ...] | None) -> None:
+        self._shape = shape
 
     @property
     def domain(self) -> str:  # type: ignore[override]
@@ -213,7 +221,7 @@ class Target(Density):
 
     def sample_base(self, n: int, rng: Any) -> Array:
         """``n`` exact draws of the base measure: at β = 0 a sweep forgets where it came from."""
-        x = namespace(self.like).zeros((n, *self.event_shape), self.like.dtype)
+        x = namespace(self.like).zeros((n, *(self.event_shape or ())), self.like.dtype)
         return self.at(0.0).sweep(x, rng)
 
     def base_log_partition(self) -> float:
