@@ -33,6 +33,8 @@ VERBS: dict[str, str] = {
     "rest of x), where visible units depend on each other given h",
     "encode": "(params, x) → mean code given x",
     "complete": "(params, x, rng=None) → rows with the units that chains move besides, inferred",
+    "to_chains": "(params, x) → states of chains that begin at x, where these are no rows of data",
+    "from_chains": "(params, states) → points like the rows of the data, in number of terms too",
     "decode": "(params, h) → mean of x given a code",
     "affine_layers": "(params) → the encoder as a list of Affine, bottom first",
     "network": "(params, x, drop=None) → passes of all layers, the logits last",

@@ -23,6 +23,7 @@ from energyscape.models import (
     DeepAutoEncoder,
     DeepBoltzmannMachine,
     FactorAnalysis,
+    FieldsOfExperts,
     GaussianMixture,
     GaussianRBM,
     KMeans,
@@ -30,6 +31,7 @@ from energyscape.models import (
     MPoT,
     OvercompleteICA,
     PoT,
+    TiledMPoT,
 )
 from energyscape.samplers import HMC, Langevin, Metropolis, ParallelTempering
 from energyscape.trainers import (
@@ -77,6 +79,14 @@ def _reals(n: int, d: int) -> np.ndarray:
     rng = np.random.default_rng(2)
     mixing = rng.standard_normal((d, d))
     return 5 + rng.standard_normal((n, d)) @ mixing * np.linspace(0.5, 3, d)
+
+
+def _images(n: int, h: int, w: int) -> np.ndarray:
+    """Smooth images of one channel, off zero."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((n, h + 2, w + 2, 1))
+    x = x[:, 1:] + x[:, :-1]
+    return 5 + 2 * (x[:, 1:, 2:] + x[:, :-1, :-2])
 
 
 _CHAINS = (CD, PCD, FPCD)
@@ -154,6 +164,21 @@ OTHERS = [
         "MPoT",
         lambda **k: MPoT(6, n_mean_components=4, pools=2, sigma="learned", **k),
         _reals(60, 6),
+        _CHAINS,
+    ),
+    Case(
+        "TiledMPoT",
+        lambda **k: TiledMPoT(3, n_mean_components=2, tile=2, stride=1, **k),
+        _images(60, 5, 5),
+        _CHAINS,
+    ),
+    Case(
+        "FieldsOfExperts", lambda **k: FieldsOfExperts(3, size=2, **k), _images(60, 5, 5), _CHAINS
+    ),
+    Case(
+        "FieldsOfExperts given",
+        lambda **k: FieldsOfExperts(2, size=2, filters=[[[-1, 1], [0, 0]], [[-1, 0], [1, 0]]], **k),
+        _images(60, 5, 5),
         _CHAINS,
     ),
     Case(

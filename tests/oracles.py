@@ -150,3 +150,56 @@ def gated_draws(
         log_p, most = gated_factor(params, u, beta)
         kept.append(u[np.log(rng.random(2 * n)) < log_p - most])
     return np.concatenate(kept)[:n] * s + m
+
+
+def field_map(
+    params: dict[str, np.ndarray], sides: tuple[int, int], size: int, corners: list[list[int]]
+) -> np.ndarray:
+    """What takes chain states of a field on a torus of one channel to the white coordinates of its
+    windows, which begin at (c, c'), (c, c' + 1st grain), … of each set's ``corners``, flat; shape
+    (sets, places, size², pixels)."""
+    h, w = sides
+    level, slope, bend = params["spectrum"]
+    down, across = (2 * np.pi * np.arange(side) / side for side in sides)
+    bumps = 4 - 2 * np.cos(down)[:, None] - 2 * np.cos(across)
+    amplitude = np.exp(0.5 * (level + slope * np.log(np.exp(bend) + bumps)))
+    basis = np.eye(h * w).reshape(h * w, h, w)
+    coloured = np.fft.ifft2(np.fft.fft2(basis) * amplitude).real  # one image for each coordinate
+    maps = []
+    for places in corners:
+        rows = []
+        for corner in places:
+            i = (corner // w + np.arange(size)) % h
+            j = (corner % w + np.arange(size)) % w
+            rows.append(params["S"] @ coloured[:, i[:, None], j].reshape(h * w, -1).T)
+        maps.append(rows)
+    return np.array(maps)
+
+
+def field_draws(
+    params: dict[str, np.ndarray], L: np.ndarray, n: int, rng: np.random.Generator, beta: float
+) -> np.ndarray:
+    """Exact draws of chain states at β: of the mixture of Gaussians that mean units make, kept in
+    proportion to Π(1 + z)^(-βγ); ``L`` is that of `field_map`."""
+    sets, places, d, pixels = L.shape
+    covered = sets * places * d / pixels
+    width = beta * np.exp(-params["log_var"][0]) / covered
+    precision = width * np.einsum("spda,spdb->ab", L, L)
+    W, c = params.get("W", np.zeros((sets, d, 0))), params.get("c", np.zeros((sets, 0)))
+    pulls = np.einsum("spda,sdm->spma", L, W).reshape(-1, pixels)
+    g = states(len(pulls))
+    b = beta * g @ pulls
+    centre = np.linalg.solve(precision, b.T).T
+    fields = np.repeat(c[:, None], places, axis=1).ravel()
+    log_w = beta * g @ fields + 0.5 * (b * centre).sum(axis=1)
+    cumulative = np.cumsum(np.exp(log_w - logsumexp(log_w)))
+    root = np.linalg.inv(np.linalg.cholesky(precision))
+    filters = np.einsum("spda,sdk->spka", L, params["C"]).reshape(-1, pixels)
+    shapes = beta * np.repeat(np.exp(params["a"])[:, None], places, axis=1).ravel()
+    kept: list[np.ndarray] = []
+    while sum(map(len, kept)) < n:
+        index = np.searchsorted(cumulative / cumulative[-1], rng.random(2 * n), side="right")
+        y = centre[index] + rng.standard_normal((2 * n, pixels)) @ root
+        log_p = -np.log1p(0.5 * (y @ filters.T) ** 2) @ shapes
+        kept.append(y[np.log(rng.random(2 * n)) < log_p])
+    return np.concatenate(kept)[:n]

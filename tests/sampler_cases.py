@@ -20,7 +20,16 @@ from scipy.special import logsumexp
 
 from energyscape.backend import Purpose, stream
 from energyscape.evaluation.laws import generic_params
-from energyscape.models import RBM, CovarianceRBM, GaussianRBM, McRBM, MPoT, PoT
+from energyscape.models import (
+    RBM,
+    CovarianceRBM,
+    FieldsOfExperts,
+    GaussianRBM,
+    McRBM,
+    MPoT,
+    PoT,
+    TiledMPoT,
+)
 from energyscape.samplers import (
     HMC,
     Clamped,
@@ -349,6 +358,34 @@ def _gated_truth(name: str, base: bool) -> Truth:
     return Truth(f"{name}{' path' * base}", make, draw, step=step, heat=1.3 if base else 1.05)
 
 
+FIELDS = {
+    "TiledMPoT": (TiledMPoT(3, n_mean_components=1, tile=2, stride=1), [[0], [3]]),
+    "FieldsOfExperts": (FieldsOfExperts(2, size=2, sigma=2.0), [[0, 1, 2, 3]]),
+}
+
+
+def _field_truth(name: str) -> Truth:
+    """A field on a torus of 2 × 2 pixels, where windows overlap themselves."""
+    (model, corners), rng = FIELDS[name], np.random.default_rng(12)
+    (case,) = (case for case in CASES if case.name == name)
+    params = dict(generic_params(model, case.data))
+    params["C"] = 0.7 * rng.standard_normal(params["C"].shape)
+    params["a"] = np.full_like(params["a"], np.log(0.4))
+    if "W" in params:
+        params |= {"W": rng.standard_normal(params["W"].shape), "c": np.full((2, 1), -0.5)}
+    L = oracles.field_map(params, (2, 2), 2, corners)
+
+    def make(xp: Any, n: int) -> Any:
+        target = model.target(on(xp, params))
+        target.event_shape = (2, 2, 1)
+        return target
+
+    def draw(n: int, rng: Any, beta: float) -> np.ndarray:
+        return oracles.field_draws(params, L, n, rng, beta).reshape(n, 2, 2, 1)
+
+    return Truth(name, make, draw, step=0.3)
+
+
 # ---------------------------------------------------------------- the tables
 
 _MODES_LOG_Z = float(logsumexp(oracles.gaussian_rbm_mixture(MODES)[0]))
@@ -432,6 +469,7 @@ TRUTHS = {
         *(_gated_truth(name, False) for name in GATED),
         _gated_truth("McRBM", True),
         _gated_truth("MPoT", True),
+        *map(_field_truth, FIELDS),
     )
 }
 
@@ -464,7 +502,7 @@ class Row:
         return self.name
 
 
-_SWEEP = ("RBM", "RBM held", "GaussianRBM", *GATED)
+_SWEEP = ("RBM", "RBM held", "GaussianRBM", *GATED, *FIELDS)
 _BITS = ("RBM", "RBM held", "Ising", "Ising held")
 _REALS = (
     "GaussianRBM",
@@ -476,6 +514,7 @@ _REALS = (
     "Gaussian posterior",
     "McRBM",
     "MPoT",
+    "TiledMPoT",
 )
 _MODES_PATH = ("GaussianRBM", "GaussianRBM path")
 _ONE_WAY = {"reversible": False}

@@ -17,12 +17,12 @@ import twins
 
 # What the library may use; every name is checked against the real CuPy where that installs.
 FUNCTIONS = """
-abs arange argmax argmin array asarray ascontiguousarray broadcast_to clip concatenate copyto cumsum
-diagonal divide einsum empty empty_like exp eye full full_like imag isfinite less log log1p matmul
-maximum minimum moveaxis multiply negative ones ones_like outer partition real repeat searchsorted
-sign sort sqrt stack subtract tanh tile trace triu where zeros zeros_like
+abs arange argmax argmin array asarray ascontiguousarray broadcast_to clip concatenate copyto cos
+cumsum diagonal divide einsum empty empty_like exp eye full full_like imag isfinite less log log1p
+matmul maximum minimum moveaxis multiply negative ones ones_like outer partition real repeat
+searchsorted sign sort sqrt stack subtract take tanh tile trace triu where zeros zeros_like
 """.split()
-FFT = "irfft rfft".split()  # in its module ``fft``
+FFT = "irfft irfft2 rfft rfft2".split()  # in its module ``fft``
 LINALG = "cholesky eigh inv pinv qr slogdet solve svd".split()  # in its module ``linalg``
 STRIDES = ["as_strided"]  # in its module ``lib.stride_tricks``
 _FROM_HOST = {"array", "asarray", "ascontiguousarray"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,9 @@ def test_a_hopeless_search_says_so(monkeypatch: Any) -> None:
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_model_can_be_looked_at(case: Any) -> None:
+def test_every_model_can_be_looked_at(case: Any, monkeypatch: Any) -> None:
     """Whatever its parameters are called, and whether or not there are chains to draw from."""
+    monkeypatch.setattr(sys.modules["energyscape.evaluation.diagnose"], "_SAMPLE_STEPS", 20)
     model = case.make(trainer=short(case.trainers[0], n_epochs=2), random_state=0).fit(case.data)
     if not (model.proper or hasattr(model, "sample_exact") or hasattr(model, "regenerate")):
         pytest.skip("its energy is that of no density: there are no samples to look at")

@@ -116,7 +116,7 @@ def diagnose(
     Parameters
     ----------
     model : fitted model with hidden units
-    X : array, shape (n, n_features)
+    X : array, shape (n, n_features), or images where the model takes these
         Data like that of the training, held out if possible; up to 2,000 rows are used.
     image_shape : (h, w), optional
         Shape of a row as an image. Default: what the model's file says, else square where that
@@ -131,12 +131,16 @@ def diagnose(
     rng = np.random.default_rng(random_state)
     rows = model.read(X, reset=False)
     x = to_host(rows.sample(MAX_ROWS, stream(random_state, Purpose.DIAGNOSE)))
-    shape = _image_shape(x.shape[1], image_shape or getattr(model, "image_shape_", None))
-    filters = to_host(model.components_)
+    filters, deviation = to_host(model.components_), x.std(axis=0)
+    if hasattr(model, "filter_shape"):  # filters see windows of images
+        shape = model.filter_shape
+        deviation = np.broadcast_to(x.std(axis=(0, 1, 2)), (*shape, 1)[:3]).ravel()
+    else:
+        shape = _image_shape(x.shape[1], image_shape or getattr(model, "image_shape_", None))
     activations = to_host(model.transform(x))
     energies = _energies(model, x, rng, random_state)
     numbers = _unit_numbers(activations, model.codes == "unit")
-    numbers |= _filter_numbers(filters, x.std(axis=0), shape)
+    numbers |= _filter_numbers(filters, deviation, shape)
     numbers |= _energy_numbers(energies) | _history_numbers(model.history_) | _size_numbers(model)
     findings = _findings(model, rows.X, numbers)
     name = type(model).__name__

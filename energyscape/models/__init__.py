@@ -14,6 +14,7 @@ from energyscape.models.overcomplete_ica import OvercompleteICA
 from energyscape.models.pca import PCA
 from energyscape.models.rbm import RBM
 from energyscape.models.stacks import DeepBeliefNet, StackedAutoEncoder
+from energyscape.models.tiled import FieldsOfExperts, TiledMPoT
 
 __all__ = [
     "ICA",
@@ -25,6 +26,7 @@ __all__ = [
     "DeepBeliefNet",
     "DeepBoltzmannMachine",
     "FactorAnalysis",
+    "FieldsOfExperts",
     "FineTunedClassifier",
     "GaussianMixture",
     "GaussianRBM",
@@ -34,4 +36,5 @@ __all__ = [
     "OvercompleteICA",
     "PoT",
     "StackedAutoEncoder",
+    "TiledMPoT",
 ]

@@ -27,12 +27,12 @@ from energyscape.verbs import Param, Params, as_column, check_count, is_one
 _LOG_2PI = math.log(2 * math.pi)
 _FLOOR = 0.5  # of the mean square that a row is normalised by (Ranzato and Hinton's code)
 _WIDEST = 20.0  # times the deviation of the data, or a fraction: what σ is taken to be meant
-_ROWS_OF_START, _FIRST_LENGTH = 1000, 1.5
+_ROWS_OF_START, FIRST_LENGTH = 1000, 1.5
 # Share of their length that filters move by at most, at a rate of 1. A step of 0.1 runs away on 190
 # components of patches, whatever the gradient; steps that follow the gradient alone run away there
 # at rates that 36 components need.
-_LONGEST_STEP = 0.03
-_RIDGE = 1e-4  # of the mean variance, added to that of every direction before whitening
+LONGEST_STEP = 0.03
+RIDGE = 1e-4  # of the mean variance, added to that of every direction before whitening
 
 
 class GatedMRF(ConditionalMixin, EnergyModel):
@@ -130,14 +130,14 @@ class GatedMRF(ConditionalMixin, EnergyModel):
         spread = xp.where(flat, 0.01 * average, spread)
         scale = math.sqrt(average)
         C = rng.normal((d, k), x.dtype).astype(np.float64)
-        C *= _FIRST_LENGTH / xp.sqrt((C * C).sum(axis=0))
+        C *= FIRST_LENGTH / xp.sqrt((C * C).sum(axis=0))
         P = None if self.pools is None else pooling(self.pools, k).T
         if P is None and self.learn_pools:
             P = np.eye(k)
         u = (x.astype(np.float64) - mean) / scale
         # Directions that few rows say nothing of count as those of the mean variance.
         value, vector = xp.linalg.eigh(u.T @ u / n)
-        white = (vector / xp.sqrt(xp.maximum(value, 0) + _RIDGE + 0.1 * (d / n) ** 2)) @ vector.T
+        white = (vector / xp.sqrt(xp.maximum(value, 0) + RIDGE + 0.1 * (d / n) ** 2)) @ vector.T
         params = {"C": C, "S": white, "mean_v": mean, "var_v": spread}
         params["deviation"] = xp.full(1, scale)
         if P is not None:
@@ -212,7 +212,7 @@ class GatedMRF(ConditionalMixin, EnergyModel):
             for name in grads.keys() & {"W", "b"}:
                 grads[name] *= longer
         share = xp.sqrt((C * C).sum() / ((grads["C"] * grads["C"]).sum() + C.dtype.type(1e-30)))
-        grads["C"] *= xp.minimum(share * C.dtype.type(_LONGEST_STEP), 1)
+        grads["C"] *= xp.minimum(share * C.dtype.type(LONGEST_STEP), 1)
         self.units.precondition(params, grads)
 
     def project(self, params: Params, sums: Params, rng: Any) -> None:

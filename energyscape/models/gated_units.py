@@ -45,11 +45,11 @@ class GammaUnits:
         self.least = least
 
     def start(self, z: Array, wanted: float) -> Array:
-        """log(γ - least) for the common γ in [least + 0.1, 2] at which the mean of Σ_k 2z ∂F/∂z
+        """log(γ - least) for the common γ in [least + 0.02, 2] at which the mean of Σ_k 2z ∂F/∂z
         over rows is nearest to ``wanted``, float64."""
         xp = namespace(z)
         reach = float((2 * z / (1 + z)).sum(axis=1).mean())
-        gamma = min(max(wanted / max(reach, _TINY), self.least + 0.1), 2.0)
+        gamma = min(max(wanted / max(reach, _TINY), self.least + 0.02), 2.0)
         return xp.full(z.shape[1], np.log(gamma - self.least))
 
     def spec(self) -> Param:

@@ -100,7 +100,7 @@ class _ChainContrast(Contrast):
         """Checked chains at ``x``, with what will adapt them."""
         kernel = self._kernel(model)
         target = self._target(kernel, model, params)
-        x = _completed(model, params, x, rng)
+        x = _started(model, params, x, rng)
         kernel.check(target, x)
         chains = kernel.start(target, x, rng)
         for adapter in kernel.adapters(persistent=True):
@@ -189,13 +189,13 @@ class CD(_ChainContrast):
         self, model: Any, params: Params, carry: Params, batch: Batch, n: int, rng: Any
     ) -> tuple[Pass, Array]:
         """Chains anew from the rows; step size and the like are carried on."""
-        x, xp = _completed(model, params, _in_turn(batch.x, n), rng), namespace(batch.x)
+        x, xp = _started(model, params, _in_turn(batch.x, n), rng), namespace(batch.x)
         chains = Chains.of(carry | {"chain/x": x})
         self._kernel(model).restart(chains, rng)
         self._advance(model, params, chains, rng)
         carry |= {f"sampler/{key}": value for key, value in chains.shared.items()}
         data = _completed(model, params, batch.x)
-        passed = model.forward(params, xp.concatenate([data, chains.x]))
+        passed = model.forward(params, xp.concatenate([data, _as_rows(model, params, chains.x)]))
         return passed, contrast_weights(passed.x, batch.n, n, len(data))
 
 
@@ -246,7 +246,7 @@ validation_fraction, callbacks
             chains = Chains.of(carry)
             self._advance(model, params, chains, rng)
             carry |= chains.carry()
-            return chains.x
+            return _as_rows(model, params, chains.x)
         h = carry["chain/h"]
         v = model.sample_visible(params, h, rng)
         for _ in range(self.n_steps - 1):
@@ -258,7 +258,7 @@ validation_fraction, callbacks
         if "chain/h" in carry:
             v = model.sample_visible(params, carry["chain/h"], rng)
         else:
-            v = carry["chain/x"]
+            v = _as_rows(model, params, carry["chain/x"])
         xp = namespace(v)
         return super().report(model, params, carry, rng) | {
             "chain_energy": model.free_energy(params, v).mean(),
@@ -373,6 +373,17 @@ def _cycled(model: Any, params: Params, x: Array, n: int) -> Pass:
 def _completed(model: Any, params: Params, x: Array, rng: Any = None) -> Array:
     """Rows with what chains move besides: the model's means of it, or draws where they start."""
     return x if speaks(model, ("complete",)) else model.complete(params, x, rng)
+
+
+def _started(model: Any, params: Params, x: Array, rng: Any) -> Array:
+    """States of chains that begin at rows ``x``."""
+    x = _completed(model, params, x, rng)
+    return x if speaks(model, ("to_chains",)) else model.to_chains(params, x)
+
+
+def _as_rows(model: Any, params: Params, states: Array) -> Array:
+    """States of chains as rows like those of the data."""
+    return states if speaks(model, ("from_chains",)) else model.from_chains(params, states)
 
 
 def _overlaid(model: Any, params: Params, carry: Params) -> Params:

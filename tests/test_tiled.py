@@ -1,0 +1,303 @@
+"""Models of whole images: where windows lie, tori and edges, and what users meet.
+
+Their gradients are held to the laws of all models, and their chains to exact draws on a torus of
+2 × 2 pixels, by rows of `cases` and `sampler_cases`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES
+
+import energyscape
+from energyscape.backend import Purpose, stream
+from energyscape.errors import UnnormalizedScoreWarning
+from energyscape.evaluation.laws import generic_params
+from energyscape.models import FieldsOfExperts, TiledMPoT
+from energyscape.models.layouts import Sliding, Tiles
+from energyscape.samplers import HMC, Gibbs
+from energyscape.trainers import PCD
+
+LAYOUTS = [
+    (Tiles(4, 2), (10, 14)),
+    (Tiles(6, 2), (16, 10)),
+    (Sliding(3), (8, 9)),
+    (Tiles(3, 3), (6, 3)),
+]
+FIELDS = [case for case in CASES if hasattr(case.make(), "takes_images")]
+DIFFERENCES = [[[-1, 1], [0, 0]], [[-1, 0], [1, 0]]]
+each_field = pytest.mark.parametrize("case", FIELDS, ids=lambda case: case.name)
+
+
+def textures(n: int, side: int, seed: int = 0) -> np.ndarray:
+    """Stationary noise, smooth, off zero, float32."""
+    x = np.random.default_rng(seed).standard_normal((n, side + 2, side + 2))
+    x = x[:, 1:] + 0.7 * x[:, :-1]
+    return (3 + x[:, :-1, 1:-1] + 0.5 * x[:, 1:, :-2]).astype(np.float32)
+
+
+def fitted(model: Any, X: np.ndarray, **settings: Any) -> Any:
+    trainer = PCD(n_epochs=2, batch_size=10, n_chains=10, learning_rate=0.05, **settings)
+    return model.set_params(trainer=trainer, random_state=0).fit(X)
+
+
+# ---------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize(("layout", "sides"), LAYOUTS, ids=lambda v: str(v))
+def test_paste_and_fold_are_adjoints(layout: Any, sides: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, *sides, 2))
+    rows = layout.cut(x)
+    y = rng.standard_normal(rows.shape)
+    assert layout.fits(*sides)
+    assert np.isclose((rows * y).sum(), (x * layout.paste(y, x.shape)).sum())
+    torus = rng.standard_normal((2, sides[0] - layout.reach, sides[1] - layout.reach, 2))
+    assert np.isclose((layout.wrap(torus) * x).sum(), (torus * layout.fold(x)).sum())
+
+
+@pytest.mark.parametrize(("layout", "sides"), LAYOUTS, ids=lambda v: str(v))
+def test_every_pixel_of_a_torus_lies_in_as_many_windows(
+    layout: Any, sides: tuple[int, int]
+) -> None:
+    wrapped = (1, *sides, 1)
+    ones = np.ones(layout.cut(np.ones(wrapped)).shape)
+    assert (layout.fold(layout.paste(ones, wrapped)) == layout.coverage).all()
+
+
+# ---------------------------------------------------------------- tori
+
+
+@each_field
+def test_a_torus_is_its_wrapped_image_wherever_it_begins(case: Any) -> None:
+    model = case.make()
+    params = generic_params(model, case.data)
+    layout = model.layout()
+    y = np.random.default_rng(0).standard_normal((3, 4, 4, 1))
+    energy = model.target(params).forward(y).energy()
+    assert np.allclose(energy, model.free_energy(params, model.from_chains(params, y)))
+    moved = np.roll(y, (layout.grain, -layout.grain), axis=(1, 2))
+    assert np.allclose(energy, model.target(params).forward(moved).energy())
+    x = model.tori(params, y)
+    assert np.allclose(model.chain_states(params, x), y)
+
+
+@each_field
+def test_gradients_of_chains_are_central_differences(case: Any) -> None:
+    model = case.make()
+    params = generic_params(model, case.data)
+    rng = np.random.default_rng(1)
+    y, away = rng.standard_normal((2, 3, 4, 4, 1))
+    beta = np.array([0.3, 0.7, 1.0])
+    target = model.target(params, beta=beta)
+    step = 1e-5
+    slope = target.forward(y + step * away).energy() - target.forward(y - step * away).energy()
+    grad = (target.forward(y).input_grad() * away).sum(axis=(1, 2, 3))
+    assert np.allclose(grad, slope / (2 * step), rtol=1e-7)
+
+
+@each_field
+def test_the_mean_given_hidden_units_is_where_the_joint_energy_is_least(case: Any) -> None:
+    model = case.make()
+    params = generic_params(model, case.data)
+    y = np.random.default_rng(2).standard_normal((3, 4, 4, 1))
+    h = model.target(params).forward(y).sample_hidden(stream(0, Purpose.SAMPLE))
+    mean = model.given(params, h)
+
+    def joint(y: np.ndarray) -> np.ndarray:
+        passed = model.target(params).forward(y)
+        levels, g = model.from_maps(h)
+        w, z = passed.known["w"], passed.known["z"]
+        own = 0.5 * np.exp(-params["log_var"]) / model.layout().coverage
+        energy = own * (w * w).sum(axis=(0, 2, 3)) + (levels * z).sum(axis=(0, 2, 3))
+        return energy if g is None else energy - (g * passed.known["a"]).sum(axis=(0, 2, 3))
+
+    for seed in range(5):
+        away = 1e-3 * np.random.default_rng(seed).standard_normal(y.shape)
+        up, down = joint(mean + away), joint(mean - away)
+        assert np.allclose(up, down, atol=1e-12) and (up > joint(mean)).all()
+
+
+def test_systems_that_do_not_converge_are_said() -> None:
+    model = TiledMPoT(3, n_mean_components=2, tile=2, stride=1)
+    params = dict(generic_params(model, FIELDS[0].data))
+    h = np.full((1, 2, 2, 10), np.nan)
+    with pytest.raises(FloatingPointError, match="conjugate gradients"):
+        model.given(params, h)
+
+
+def test_the_spectrum_of_the_data_is_found() -> None:
+    """Power falls as planted, and noise in the chains' coordinates has the variance of the data."""
+    planted = np.array([0.3, -1.6, np.log(0.05)])
+    model = FieldsOfExperts(3, size=2)
+    noise = np.random.default_rng(3).standard_normal((200, 64, 64, 1))
+    plain = {"mean_v": np.full(1, 4.0), "deviation": np.full(1, 2.0)}
+    X = model.tori(plain | {"spectrum": planted}, noise)[:, :24, :24]
+    params = model.init_params(X, stream(0, Purpose.INIT))
+    found = params["spectrum"]
+    found[0] += 2 * np.log(params["deviation"][0] / 2)
+    bumps = np.geomspace(0.05, 8, 20)
+
+    def power(spectrum: np.ndarray) -> np.ndarray:
+        return spectrum[0] + spectrum[1] * np.log(np.exp(spectrum[2]) + bumps)
+
+    assert abs(power(found) - power(planted)).max() < 0.25
+    assert abs(model.tori(plain | {"spectrum": found}, noise).std() / X.std() - 1) < 0.05
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_filters_keep_one_length() -> None:
+    model = fitted(TiledMPoT(6, n_mean_components=2, tile=4, stride=2), textures(40, 10))
+    lengths = np.sqrt((model.params_["C"] ** 2).sum(axis=1))
+    assert lengths.shape == (2, 6) and np.allclose(lengths, lengths[0, 0], rtol=1e-5)
+    assert model.components_.shape == (12, 16) and model.mean_components_.shape == (4, 16)
+
+
+def test_given_filters_keep_their_shape() -> None:
+    model = fitted(FieldsOfExperts(2, size=2, filters=DIFFERENCES), textures(40, 9))
+    wanted = np.array(DIFFERENCES, float).reshape(2, 4)
+    shares = model.components_ / np.linalg.norm(model.components_, axis=1)[:, None]
+    assert np.allclose(shares, wanted / np.sqrt(2), atol=1e-4)
+    before = model.init_params(textures(40, 9)[..., None], stream(0, Purpose.INIT))
+    assert not np.allclose(model.params_["C"], before["C"], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_pair_wise_field_learns_the_width_of_differences() -> None:
+    """Planted: a fitted field comes near to the lengths of the one that made the images."""
+    model = FieldsOfExperts(2, size=2, filters=DIFFERENCES)
+    start = model.init_params(textures(300, 9).astype(np.float64)[..., None], stream(0, 1))
+    lengths = np.array([3.0, 1.5])
+    C = start["C"] / np.sqrt((start["C"] ** 2).sum(axis=1, keepdims=True)) * lengths
+    planted = start | {"C": C, "a": np.full((1, 2), np.log(0.8))}
+    rng = stream(1, Purpose.SAMPLE)
+    y = rng.normal((100, 24, 24, 1), np.float64)
+    x = model.tori(planted, HMC(10).run(model.target(planted), y, 100, rng, n_warmup=100).x)
+    X = np.concatenate([x[:, i : i + 9, j : j + 9] for i in (0, 12) for j in (0, 12)])
+    trainer = PCD(n_epochs=40, batch_size=50, n_chains=50, learning_rate=0.1, averaging=0.1)
+    model.set_params(trainer=trainer, random_state=0).fit(X)
+    spread = [
+        np.sqrt((np.diff(x, axis=a) ** 2).mean())
+        for x in (X[..., 0], model.sample(200, n_steps=100)[..., 0])
+        for a in (1, 2)
+    ]
+    assert np.allclose(spread[:2], spread[2:], rtol=0.05)
+
+
+# ---------------------------------------------------------------- uses
+
+
+@pytest.fixture(scope="module")
+def tiled() -> TiledMPoT:
+    return fitted(TiledMPoT(6, n_mean_components=2, tile=4, stride=2), textures(40, 10))
+
+
+def test_samples_have_any_size(tiled: TiledMPoT) -> None:
+    assert tiled.sample(2, n_steps=2).shape == (2, 10, 10)
+    x = tiled.sample(2, shape=(13, 22), n_steps=2)
+    assert x.shape == (2, 13, 22) and x.dtype == np.float32 and np.isfinite(x).all()
+    assert np.array_equal(x, tiled.sample(2, shape=(13, 22), n_steps=2))
+    gibbs = tiled.sample(2, shape=(9, 9), n_steps=2, sampler=Gibbs(), start=textures(2, 9))
+    assert gibbs.shape == (2, 9, 9) and np.isfinite(gibbs).all()
+
+
+def test_in_painting_holds_what_is_known(tiled: TiledMPoT) -> None:
+    X = textures(2, 11, seed=5)
+    mask = np.ones((11, 11), bool)
+    mask[3:7, 4:9] = False
+    x = tiled.sample(2, clamp=(mask, X), n_steps=3, sampler=HMC(5, 0.02))
+    assert np.array_equal(x[:, mask], X[:, mask]) and (x[:, ~mask] != X[:, ~mask]).all()
+
+
+def test_denoising_a_gaussian_field_is_its_posterior_mean() -> None:
+    """With experts that say nothing, F is a quadratic form: a linear system, edges included."""
+    model = fitted(FieldsOfExperts(1, size=2, sigma=1.0), textures(30, 5))
+    params = model._state.params
+    params["a"][...] = -30.0
+    params = model._params
+    y = textures(3, 5, seed=7) + np.float32(0.5)
+    wide = {k: v.astype(np.float64) for k, v in params.items()}
+    mean, d = float(wide["mean_v"][0]), 25
+    basis = np.eye(d).reshape(d, 5, 5, 1)
+    H = model.input_grad(wide, mean + basis).reshape(d, d)
+    wanted = mean + np.linalg.solve(H + np.eye(d) / 0.25, (y.reshape(3, d) - mean).T / 0.25).T
+    found = model.denoise(y, 0.5, n_steps=4000, n_warmup=200, random_state=0)
+    assert abs(found.reshape(3, d) - wanted).max() < 0.06
+    assert abs(y.reshape(3, d) - wanted).max() > 0.2
+
+
+def test_features_are_maps_of_places(tiled: TiledMPoT) -> None:
+    X = textures(3, 10)
+    maps = tiled.maps(X)
+    assert maps.shape == (3, 2, 2, 16) and maps.min() >= 0 and maps.max() <= 1
+    assert np.array_equal(tiled.transform(X), maps.reshape(3, -1))
+    assert tiled.get_feature_names_out().shape == (64,)
+    assert tiled.maps(textures(3, 14)).shape == (3, 3, 3, 16)
+    assert np.allclose(
+        tiled.maps(textures(3, 14))[:, :2, :2], tiled.maps(textures(3, 14)[:, :10, :10])
+    )
+
+
+def test_files_keep_fields(tiled: TiledMPoT, tmp_path: Any) -> None:
+    tiled.save(tmp_path / "field.h5")
+    again = energyscape.load(tmp_path / "field.h5")
+    X = textures(2, 10)
+    assert again.image_shape_ == (10, 10) and np.array_equal(again.energy(X), tiled.energy(X))
+    assert np.array_equal(again.sample(1, n_steps=2), tiled.sample(1, n_steps=2))
+
+
+def test_colour() -> None:
+    X = np.stack([textures(30, 10, seed) for seed in range(3)], axis=-1)
+    model = fitted(TiledMPoT(4, n_mean_components=2, tile=4, stride=2), X)
+    assert model.components_.shape == (8, 48) and model.params_["mean_v"].shape == (3,)
+    assert model.sample(1, shape=(7, 9), n_steps=2).shape == (1, 7, 9, 3)
+    assert model.denoise(X[:2], 0.3, n_steps=3, n_warmup=3).shape == (2, 10, 10, 3)
+
+
+# ---------------------------------------------------------------- what cannot be
+
+
+def test_images_that_do_not_fit(tiled: TiledMPoT) -> None:
+    model = TiledMPoT(4, tile=4, stride=2)
+    with pytest.raises(ValueError, match=r"sides are 6 plus multiples of 4.*got 9×9.*10×10"):
+        model.fit(textures(5, 9))
+    with pytest.raises(ValueError, match="needs images"):
+        model.fit(np.zeros((5, 36)))
+    with pytest.raises(ValueError, match="1 channel"):
+        tiled.energy(np.zeros((2, 10, 10, 3), np.float32))
+    with pytest.raises(ValueError, match="images of shape"):
+        tiled.transform(textures(2, 14))
+    with pytest.raises(ValueError, match="got 9×9"):
+        tiled.maps(textures(2, 9))
+    with pytest.raises(ValueError, match="mask"):
+        tiled.sample(1, clamp=(np.zeros((10, 10)), textures(1, 10)))
+    with pytest.raises(ValueError, match="shape out"):
+        tiled.sample(1, shape=(9, 9), clamp=(np.zeros((10, 10), bool), textures(1, 10)))
+    with pytest.raises(ValueError, match="NaN"):
+        tiled.sample(1, start=np.full((10, 10), np.nan))
+    with pytest.raises(ValueError, match="sigma"):
+        tiled.denoise(textures(1, 10), 0.0)
+    with pytest.warns(UnnormalizedScoreWarning, match="log Z is not known"):
+        tiled.score(textures(2, 10))
+
+
+def test_settings_that_cannot_be() -> None:
+    X = textures(5, 10)
+    for model, words in (
+        (TiledMPoT(4, tile=4, stride=3), "stride must divide tile"),
+        (TiledMPoT(4, tile=0), "tile must be an integer"),
+        (TiledMPoT(4, sigma=np.inf), "sigma must be > 0 and finite"),
+        (TiledMPoT(4, n_mean_components=-1), "n_mean_components"),
+        (FieldsOfExperts(3, size=2, filters=DIFFERENCES), r"shape \(3, 2, 2\)"),
+        (FieldsOfExperts(2, size=2, filters=np.zeros((2, 2, 2))), "none of them zero"),
+        (FieldsOfExperts(2, size=2, filters=np.ones((2, 2, 2, 3))), "3 channel"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.fit(X)
+    with pytest.raises(AttributeError, match="mean_components_"):
+        fitted(TiledMPoT(4, n_mean_components=0, tile=4, stride=2), X).mean_components_  # noqa: B018
