@@ -177,7 +177,9 @@ def test_a_hopeless_search_says_so(monkeypatch: Any) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_model_can_be_looked_at(case: Any, monkeypatch: Any) -> None:
     """Whatever its parameters are called, and whether or not there are chains to draw from."""
-    monkeypatch.setattr(sys.modules["energyscape.evaluation.diagnose"], "_SAMPLE_STEPS", 20)
+    own = sys.modules["energyscape.evaluation.diagnose"]
+    for name, few in (("_SAMPLES", 50), ("_SAMPLE_STEPS", 20)):
+        monkeypatch.setattr(own, name, few)
     model = case.make(trainer=short(case.trainers[0], n_epochs=2), random_state=0).fit(case.data)
     if not (model.proper or hasattr(model, "sample_exact") or hasattr(model, "regenerate")):
         pytest.skip("its energy is that of no density: there are no samples to look at")
