@@ -9,8 +9,7 @@ units that learned from the activities of mPoT, and is given those of both layer
 
 Features are learned once; the classifier is judged by 5-fold cross-validation, three times over.
 Folds are the same for all, so that differences are paired, with the intervals of Nadeau and Bengio
-(2003). Names on the command line are entries; results of earlier calls are kept. Budget: 75
-minutes.
+(2003). ``--names`` takes entries by name; results of earlier calls are kept. Budget: 75 minutes.
 """
 
 from __future__ import annotations
@@ -220,7 +219,7 @@ def report(chosen) -> None:
         "the models did. Main column: features at 7×7 places, concatenated; beside it sums over "
         "quadrants. Penalties: least and most of those chosen, from "
         f"{PENALTIES[0]} to {PENALTIES[-1]:,}. raw: the whitened patches themselves; pixels: the "
-        "images. Published, all of CIFAR-10 and more features: GaussianRBM 59.7, cRBM 64.7, mcRBM "
+        "images. Published, on all of CIFAR-10: GaussianRBM 59.7, cRBM 64.7, mcRBM "
         "68.2, deep 71.0.\n\n"
         + table(
             ["features", "a place", "accuracy, %", "quadrants", "penalties", "learning, features"],
