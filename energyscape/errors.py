@@ -21,7 +21,8 @@ class CapabilityError(EnergyscapeError, TypeError):
 
 
 class DivergenceError(EnergyscapeError, ArithmeticError):
-    """Training met a number that is not finite; the model holds its last good epoch."""
+    """Training met a number that is not finite, or its chains came to rest; the model holds its
+    last good epoch."""
 
 
 class FileFormatError(EnergyscapeError, ValueError):

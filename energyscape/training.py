@@ -106,7 +106,8 @@ def run(
     Raises
     ------
     DivergenceError
-        If a parameter is no longer finite; the state is put back to the last good epoch first.
+        If a parameter is no longer finite, or chains that HMC moves have come to rest; the state
+        is put back to the last good epoch first.
     KeyboardInterrupt
         Likewise put back, as after any other exception from within an epoch; callbacks with an
         ``interrupted`` method are told.
@@ -136,9 +137,14 @@ def run(
                 except FloatingPointError:
                     finite = False
                 state.epoch += 1
-                if not finite or not _finite(state):
-                    raise _diverged(model, trainer, state, good, plan)
-                info = monitor(state, norm, time.perf_counter() - started)
+                finite = finite and _finite(state)
+                lost = trainer.lost(model, state.carry) if finite else _NOT_FINITE
+                if lost is not None:
+                    raise _diverged(model, trainer, state, good, lost)
+                try:
+                    info = monitor(state, norm, time.perf_counter() - started)
+                except np.linalg.LinAlgError:
+                    raise _diverged(model, trainer, state, good, _SINGULAR) from None
                 _record(state.history, info)
                 good = _snapshot(state)
                 bar.set_postfix({k: f"{info[k]:.4g}" for k in monitor.shown if k in info})
@@ -327,8 +333,12 @@ def _finite(state: TrainState) -> bool:
     return all([bool(namespace(v).isfinite(v).all()) for v in arrays])
 
 
+_SINGULAR = "has a matrix that can no longer be factored"
+_NOT_FINITE = "met numbers that are not finite"
+
+
 def _diverged(
-    model: Any, trainer: Any, state: TrainState, good: TrainState, plan: Plan
+    model: Any, trainer: Any, state: TrainState, good: TrainState, why: str
 ) -> DivergenceError:
     epoch, rate = state.epoch, trainer.rate(Moment(0, 0, None))
     largest = {k: float(abs(v).max()) for k, v in good.params.items()}
@@ -342,8 +352,8 @@ def _diverged(
         "energyscape.find_learning_rate"
     )
     return DivergenceError(
-        f"{type(model).__name__} met numbers that are not finite in epoch {epoch}{where}; the "
-        f"model is back at epoch {good.epoch} (largest parameter then: |{worst}| = "
+        f"{type(model).__name__} {why} in epoch {epoch}{where}; the model is back at epoch "
+        f"{good.epoch} (largest parameter then: |{worst}| = "
         f"{largest[worst]:.3g}). {cause}"
     )
 

@@ -17,9 +17,10 @@ from scipy.stats import kstest
 from streams import ReplayStream
 
 from energyscape.backend import HostStream, Purpose, stream
-from energyscape.errors import CapabilityError, DataRangeWarning
+from energyscape.errors import CapabilityError, DataRangeWarning, DivergenceError
 from energyscape.evaluation.laws import generic_params
 from energyscape.models import CovarianceRBM, McRBM, MPoT, PoT
+from energyscape.optim import SGD, Constant
 from energyscape.samplers import AIS, HMC
 from energyscape.trainers import PCD, MaximumLikelihood
 
@@ -337,3 +338,17 @@ def test_settings_that_cannot_be() -> None:
             model.fit(X4)
     with pytest.raises(CapabilityError, match="reconstruction needs decode"):
         CovarianceRBM(4, normalize=True, trainer=PCD(n_epochs=1)).fit(X4).reconstruct(X4)
+
+
+@pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
+@pytest.mark.parametrize(
+    ("rate", "words"), [(10.0, "chains whose steps"), (300.0, "matrix that can no longer")]
+)
+def test_filters_that_run_away_are_an_error(rate: float, words: str) -> None:
+    """They leave the chains steps of a thousandth of the first, or covariances of rank one."""
+    X = np.random.default_rng(0).standard_normal((400, 4)).astype(np.float32)
+    trainer = PCD(n_epochs=100, optimizer=SGD(rate, schedule=Constant()), batch_size=20)
+    model = PoT(8, trainer=trainer, equal_norms=False, random_state=0)
+    with pytest.raises(DivergenceError, match=f"PoT has a? ?{words} .* rate {rate:g}; .* back at"):
+        model.fit(X)
+    assert np.isfinite(model.params_["C"]).all()

@@ -124,7 +124,8 @@ class EnergyModel(
         CapabilityError
             If the trainer cannot train this model.
         DivergenceError
-            If numbers stop being finite; the model then holds its last good epoch.
+            If numbers stop being finite, or the chains of the training come to rest; the model then
+            holds its last good epoch.
 
         Warns
         -----

@@ -43,6 +43,10 @@ class Adapter(BaseEstimator):
         """What is wrong with the values that were reached, in words; asked before `finish`."""
         return None
 
+    def lost(self, chains: Chains) -> str | None:
+        """What a model has whose chains can no longer follow it, in words; None if they can."""
+        return None
+
 
 def grouped_mean(values: Array, groups: int) -> Array:
     """Means over the chains of each group (replicas of a chain lie side by side), (groups,)."""
@@ -107,6 +111,13 @@ class Multiplicative(Adapter):
         shorter = xp.maximum(self.down * step, shared["lowest"])
         shared["rejection"] = rejection
         shared["step_size"] = xp.where(rejection < self.target_rejection, longer, shorter)
+
+    def lost(self, chains: Chains) -> str | None:
+        """Where the bounds are the default ones: a thousandth of the first step is none."""
+        step = to_host(chains.shared["step_size"])
+        if self.bounds is not None or (step > to_host(chains.shared["lowest"])).any():
+            return None
+        return f"has chains whose steps fell to a thousandth of the first ({float(step.min()):.3g})"
 
     def complaint(self, chains: Chains) -> str | None:
         step = to_host(chains.shared["step_size"])

@@ -155,6 +155,11 @@ class Trainer(BaseEstimator):
         """What a run came to that its user should know, in words; None by default."""
         return None
 
+    def lost(self, model: Any, carry: Params) -> str | None:
+        """What the model has come to that a run cannot go on from, though all numbers are finite,
+        in words; asked after every epoch."""
+        return None
+
     def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
         """What the strategy keeps between updates, as named arrays.
 

@@ -116,14 +116,23 @@ class _ChainContrast(Contrast):
             for adapter in kernel.adapters(persistent=True):
                 adapter.update(chains, info)
 
+    def lost(self, model: Any, carry: Params) -> str | None:
+        """Chains that no longer move, so that nothing holds the energy up."""
+        found = (adapter.lost(chains) for adapter, chains in self._adapted(model, carry))
+        return next((why for why in found if why is not None), None)
+
     def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
+        for adapter, chains in self._adapted(model, carry):
+            complain([adapter], chains)
+        step = carry.get("sampler/step_size")
+        return {} if step is None else {"chain_step_size": step.mean()}
+
+    def _adapted(self, model: Any, carry: Params) -> list[tuple[Any, Chains]]:
+        """Adapters, each with the chains that it adapts."""
         if "sampler/step_size" not in carry:
-            return {}
-        step = carry["sampler/step_size"]
-        complain(
-            self._kernel(model).adapters(persistent=True), Chains.of({"chain/x": step} | carry)
-        )
-        return {"chain_step_size": step.mean()}
+            return []
+        chains = Chains.of({"chain/x": carry["sampler/step_size"]} | carry)
+        return [(adapter, chains) for adapter in self._kernel(model).adapters(persistent=True)]
 
 
 @register
