@@ -167,6 +167,18 @@ def _data(options: argparse.Namespace, spec: str) -> Table:
     return table
 
 
+def _points(options: argparse.Namespace, model: Any, table: Table) -> Any:
+    """Rows as ``model`` takes them: as images where it takes these."""
+    _refuse_rows(model, table)
+    if not hasattr(model, "takes_images"):
+        return table.X
+    shape = _rows_shape(options, model, table)
+    if shape is None:
+        name = type(model).__name__
+        raise UsageError(f"{name} takes images: --image-shape says how high and wide rows are")
+    return np.asarray(table.X).reshape(len(table.X), *shape)
+
+
 def _refuse_rows(model: Any, table: Table) -> None:
     """Raise for what no model could take, or what is of the wrong scale for this one."""
     X = table.X
@@ -185,13 +197,13 @@ def train(options: argparse.Namespace) -> None:
         _log.info("resuming %s at epoch %d", out, model.n_iter_)
     else:
         model = _requested(options)
-    _refuse_rows(model, table)
+    X = _points(options, model, table)
     model.image_shape_ = _rows_shape(options, model, table)
     fit = model.resume if hasattr(model, "seed_") else model.fit
     checkpoint = Checkpoint(out, every=options.checkpoint_every)
     own = list(model.trainer.callbacks)
     model.trainer.set_params(callbacks=[*own, JsonLines("-"), checkpoint])
-    fit(table.X)
+    fit(X)
     for trainer in (model.trainer, model.trainer_):
         trainer.set_params(callbacks=own)
     model.save(out)
@@ -253,9 +265,12 @@ def _configured(trainer: Any, settings: dict[str, Any]) -> Any:
 def sample(options: argparse.Namespace) -> None:
     """Draw samples from a trained model into a picture or an array file."""
     out, model = _check_out(options.out, ".png", *_ARRAYS), _load(options)
-    S = model.sample(options.n, n_steps=options.steps, beta=options.beta, random_state=options.seed)
+    size = {"shape": options.image_shape} if hasattr(model, "takes_images") else {}
+    S = model.sample(
+        options.n, n_steps=options.steps, beta=options.beta, random_state=options.seed, **size
+    )
     if out.suffix == ".png":
-        save_grid(out, S, image_shape=_image_shape(options, model), scale="all")
+        _save_samples(out, S, options, model)
     else:
         _write_arrays(out, {"X": to_host(S)})
     _emit({"out": options.out, "samples": options.n, "steps": options.steps})
@@ -265,8 +280,7 @@ def features(options: argparse.Namespace) -> None:
     """Features (and labels, where DATA has them) into a file that any classifier can read."""
     out = _check_out(options.out, *_ARRAYS)
     model, table = _load(options), _data(options, options.data)
-    _refuse_rows(model, table)
-    arrays = {"X": to_host(model.transform(table.X))}
+    arrays = {"X": to_host(model.transform(_points(options, model, table)))}
     if table.y is not None:
         arrays["y"] = table.y
     _write_arrays(out, arrays)
@@ -276,12 +290,12 @@ def features(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Mean energy, reconstruction error and, of a density, log-likelihood and bounds."""
     model, table = _load(options), _data(options, options.data)
-    _refuse_rows(model, table)
-    X = np.asarray(table.X)
-    error = float(((to_host(model.reconstruct(X)) - X) ** 2).mean())
-    record = {"rows": len(X), "reconstruction": error, "energy": float(model.energy(X).mean())}
+    X = np.asarray(_points(options, model, table))
+    record = {"rows": len(X), "energy": float(model.energy(X).mean())}
+    if not speaks(model, ("encode", "decode")):
+        record["reconstruction"] = float(((to_host(model.reconstruct(X)) - X) ** 2).mean())
     if model.has_density:
-        record["log_likelihood"] = model.score(table.X)
+        record["log_likelihood"] = model.score(X)
     if not speaks(model, ("base_measure",)):
         record |= _bounds(model, table.X, AIS(options.chains, options.temperatures), options.seed)
     _emit(record)
@@ -304,7 +318,8 @@ def diagnose_model(options: argparse.Namespace) -> None:
     if options.out:
         _check_out(options.out, ".png")
     model, table = _load(options), _data(options, options.data)
-    result = diagnose(model, table.X, image_shape=_image_shape(options, model))
+    X = _points(options, model, table)
+    result = diagnose(model, X, image_shape=_image_shape(options, model))
     for finding in result.findings:
         _emit({"finding": finding.name, "measured": finding.measured, "remedy": finding.remedy})
     _emit({"findings": len(result.findings)} | result.numbers)
@@ -314,15 +329,19 @@ def diagnose_model(options: argparse.Namespace) -> None:
 
 
 def plot(options: argparse.Namespace) -> None:
-    """A picture of a model: filters, samples or learning curves."""
+    """A picture of a model: filters, those of its mean units, samples or learning curves."""
     _check_out(options.out, ".png")
     model = _load(options)
-    shape = _image_shape(options, model)
-    if options.what == "filters":
-        save_grid(options.out, model.components_[: options.n], image_shape=shape, symmetric=True)
+    if options.what in _FILTERS:
+        shape = getattr(model, "filter_shape", None) or _image_shape(options, model)
+        filters = getattr(model, _FILTERS[options.what], None)
+        if filters is None:
+            raise UsageError(f"{type(model).__name__} has no {options.what}")
+        save_grid(options.out, filters[: options.n], image_shape=shape, symmetric=True)
     elif options.what == "samples":
-        S = model.sample(options.n, random_state=options.seed)
-        save_grid(options.out, S, image_shape=shape, scale="all")
+        size = {"shape": options.image_shape} if hasattr(model, "takes_images") else {}
+        S = model.sample(options.n, random_state=options.seed, **size)
+        _save_samples(options.out, S, options, model)
     else:
         save_curves(options.out, model.history_)
     _emit({"out": options.out})
@@ -337,6 +356,15 @@ def _single(path: str | Path) -> Any:
     if not isinstance(model, EnergyModel):
         raise UsageError(f"{path} holds a {type(model).__name__}, not a single model")
     return model
+
+
+_FILTERS = {"filters": "components_", "mean-filters": "mean_components_"}
+
+
+def _save_samples(out: str | Path, S: Any, options: argparse.Namespace, model: Any) -> None:
+    """Rows as a picture of images; images as they are."""
+    shape = None if len(S.shape) > 2 else _image_shape(options, model)
+    save_grid(out, S, image_shape=shape, scale="all")
 
 
 def _image_shape(options: argparse.Namespace, model: Any) -> tuple[int, ...] | None:
@@ -376,7 +404,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         sub.add_argument("--seed", type=int, help="of all random numbers")
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-        sub.add_argument("--image-shape", type=_shape, help="height,width of a row")
+        sub.add_argument("--image-shape", type=_shape, help="height,width of a row or a sample")
         return sub
 
     sub = command("train", train, data=True)
@@ -406,7 +434,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", help="a picture (.png, needs matplotlib)")
 
     sub = command("plot", plot, model=True)
-    sub.add_argument("what", choices=("filters", "samples", "curves"))
+    sub.add_argument("what", choices=(*_FILTERS, "samples", "curves"))
     sub.add_argument("-n", type=_count, default=100)
     sub.add_argument("--out", required=True, help=".png")
     return parser

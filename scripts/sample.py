@@ -1,4 +1,4 @@
-"""Pictures of a trained model: samples, and a row painted in from its upper half.
+"""Pictures of a trained model: samples, filters, and images painted in from their upper halves.
 
 python scripts/sample.py rbm.h5 digits --out out/samples
 """
@@ -11,6 +11,8 @@ import numpy as np
 import energyscape
 from energyscape.data.reading import read_table
 from energyscape.plotting import save_grid
+
+FRAMES = (1, 3, 5, 7, 10, 20, 30, 40, 50)  # sweeps after which the painting is shown
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("model", help="file of a trained model")
@@ -25,13 +27,30 @@ shape = table.image_shape
 if shape is None:
     parser.error(f"rows of {options.data} are no images")
 save_grid(options.out / "samples.png", model.sample(100, n_steps=1000), image_shape=shape)
+made = ["samples.png"]
+for name, attribute in (("filters", "components_"), ("mean_filters", "mean_components_")):
+    filters = getattr(model, attribute, None)
+    if filters is not None:
+        size = getattr(model, "filter_shape", shape)
+        save_grid(options.out / f"{name}.png", filters[:100], image_shape=size, symmetric=True)
+        made.append(f"{name}.png")
 
-height, width = shape
+height, width = shape[:2]
 known = np.zeros(shape, bool)
 known[: height // 2] = True
-lines = []
-for row in np.asarray(table.X[:10], np.float32):
-    painted = model.sample(9, clamp=(known.ravel(), row), n_steps=500)
-    lines += [row[None], painted]
-save_grid(options.out / "painted_in.png", np.concatenate(lines), image_shape=shape, n_columns=10)
-print(f"In {options.out}: samples.png, painted_in.png (first column: the real row)")
+X = np.asarray(table.X[:10], np.float32)
+if hasattr(model, "takes_images"):
+    X = X.reshape(len(X), *shape)
+else:
+    known = known.ravel()
+frames, x, done = [X], None, 0
+for sweeps in FRAMES:
+    x = model.sample(len(X), clamp=(known, X), start=x, n_steps=sweeps - done, random_state=sweeps)
+    frames.append(x)
+    done = sweeps
+painted = np.stack(frames, axis=1).reshape(-1, *X.shape[1:])
+save_grid(options.out / "painted_in.png", painted, image_shape=shape, n_columns=len(frames))
+print(
+    f"In {options.out}: {', '.join(made)}, painted_in.png (the real image, then after "
+    f"{', '.join(map(str, FRAMES))} sweeps)"
+)

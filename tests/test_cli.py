@@ -182,6 +182,42 @@ def test_images_keep_their_shape(run: Any, bits: Path, tmp_path: Path) -> None:
     assert energyscape.load(out).image_shape_ == (1, 7)
 
 
+def test_models_of_images_take_images(run: Any, bits: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "images.npy", tmp_path / "m.h5"
+    np.save(images, np.random.default_rng(0).standard_normal((20, 6, 10)).astype(np.float32))
+    settings = ["-p", "n_components=3", "-p", "tile=4", "-p", "n_mean_components=2"]
+    settings += ["-t", "n_epochs=1", "--model", "TiledMPoT", "--out", out]
+    assert run("train", images, *settings).code == 0
+    assert energyscape.load(out).image_shape_ == (6, 10)
+    assert (
+        run(
+            "sample",
+            out,
+            "-n",
+            "2",
+            "--steps",
+            "2",
+            "--image-shape",
+            "7x9",
+            "--out",
+            tmp_path / "x.npy",
+        ).code
+        == 0
+    )
+    assert np.load(tmp_path / "x.npy").shape == (2, 7, 9)
+    assert run("features", out, images, "--out", tmp_path / "h.npy").code == 0
+    assert np.load(tmp_path / "h.npy").shape == (20, 20)
+    assert run("evaluate", out, images).code == 0
+    for what in ("filters", "mean-filters"):
+        assert run("plot", out, what, "--out", tmp_path / "p.png").code == 0
+    code, _, err = run("train", bits, *settings)
+    assert code == 2 and "--image-shape" in err
+    rbm = tmp_path / "rbm.h5"
+    assert run("train", bits, "-t", "n_epochs=1", "--out", rbm).code == 0
+    code, _, err = run("plot", rbm, "mean-filters", "--out", tmp_path / "p.png")
+    assert code == 2 and "RBM has no mean-filters" in err
+
+
 # ---------------------------------------------------------------- values are data, not code
 
 

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from energyscape import cli
+from energyscape.models import MPoT, TiledMPoT
+from energyscape.trainers import PCD
 
 Image = pytest.importorskip("PIL.Image")  # absent where only the GPU tests run
 
@@ -33,9 +36,26 @@ def test_the_demo_ends_with_its_files_and_figures(tmp_path: Path) -> None:
     for what in ("forward", "reverse", "raw pixels", "RBM features"):
         assert what in said
     said = run("sample.py", tmp_path / "demo/rbm.h5", "digits", "--out", tmp_path / "pictures")
-    for name in ("samples.png", "painted_in.png"):
+    for name in ("samples.png", "filters.png", "painted_in.png"):
         with Image.open(tmp_path / "pictures" / name) as image:
             image.verify()
+
+
+@pytest.mark.slow
+def test_pictures_of_gated_models(tmp_path: Path) -> None:
+    """Of rows and of whole images; filters of the mean units apart."""
+    images = np.random.default_rng(0).random((30, 6, 6)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    short = PCD(n_epochs=1, n_chains=10, batch_size=10)
+    MPoT(4, n_mean_components=3, trainer=short).fit(images.reshape(30, 36)).save(tmp_path / "a.h5")
+    TiledMPoT(3, n_mean_components=2, tile=4, trainer=short).fit(images).save(tmp_path / "b.h5")
+    for model in ("a", "b"):
+        said = run(
+            "sample.py", tmp_path / f"{model}.h5", tmp_path / "images.npy", "--out", tmp_path
+        )
+        assert "mean_filters.png" in said and "50 sweeps" in said
+        with Image.open(tmp_path / "painted_in.png") as image:
+            assert image.size == (2 * 71, 2 * 71)
 
 
 @pytest.mark.slow

@@ -421,6 +421,14 @@ class GatedMRF(ConditionalMixin, EnergyModel):
         self._need_fit("components_")
         return self._fitted(self.filters(self._params).T)
 
+    @property
+    def mean_components_(self) -> Any:
+        """W', the weights of the mean units, which see u."""
+        self._need_fit("mean_components_")
+        if "W" not in self._params:
+            raise AttributeError(f"{type(self).__name__} has no mean units, no mean_components_")
+        return self._fitted(self._params["W"].T)
+
 
 def _project_pools(P: Array, may: Array | None) -> None:
     xp = namespace(P)

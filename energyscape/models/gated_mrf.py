@@ -356,6 +356,8 @@ class McRBM(_Enumerable):
     ----------
     components_ : array, shape (n_components, n_features)
         Filters C'S, which see u.
+    mean_components_ : array, shape (n_mean_components, n_features)
+        Weights W' of the mean units, which see u.
     params_ : dict
         ``C``, ``P``, ``d``, ``b``, ``W`` and ``c`` of the mean units, ``log_var``
         (log σ²), and the buffers ``S``, ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
@@ -431,6 +433,8 @@ class MPoT(_HeavyTailed):
     ----------
     components_ : array, shape (n_components, n_features)
         Filters C'S, which see u.
+    mean_components_ : array, shape (n_mean_components, n_features)
+        Weights W' of the mean units, which see u.
     params_ : dict
         ``C``, ``P``, ``a`` (γ = e^a), ``b``, ``W`` and ``c`` of the mean units, ``log_var``
         (log σ²), and the buffers ``S``, ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
