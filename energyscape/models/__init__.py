@@ -4,6 +4,7 @@ from energyscape.models.autoencoder import AutoEncoder
 from energyscape.models.classifier import FineTunedClassifier
 from energyscape.models.deep import DeepAutoEncoder
 from energyscape.models.deep_boltzmann import DeepBoltzmannMachine
+from energyscape.models.deep_gated import DeepGatedMRF
 from energyscape.models.factor_analysis import FactorAnalysis
 from energyscape.models.gated_mrf import CovarianceRBM, McRBM, MPoT, PoT
 from energyscape.models.gaussian_rbm import GaussianRBM
@@ -25,6 +26,7 @@ __all__ = [
     "DeepAutoEncoder",
     "DeepBeliefNet",
     "DeepBoltzmannMachine",
+    "DeepGatedMRF",
     "FactorAnalysis",
     "FieldsOfExperts",
     "FineTunedClassifier",

@@ -35,7 +35,7 @@ from energyscape.verbs import check_count, need
 _PASS_DOWN = 1 << 30  # step of the streams that `DeepBeliefNet.sample` draws the lower layers from
 
 
-class _Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Models trained bottom up, each on the codes of the one below."""
 
     def __init__(
@@ -287,7 +287,7 @@ def _codes(layer: Any, X: Any) -> Any:
 
 
 @register
-class StackedAutoEncoder(_Stack):
+class StackedAutoEncoder(Stack):
     """Auto-encoders (or any models with a code and a way back), one on the codes of the other.
 
     Parameters
@@ -315,7 +315,7 @@ class StackedAutoEncoder(_Stack):
 
 
 @register
-class DeepBeliefNet(_Stack):
+class DeepBeliefNet(Stack):
     """Restricted Boltzmann machines, one on the codes of the other: a generative model.
 
     p(x) = Σ p(x|h1) p(h1|h2) … p(h_{L-1}, h_L), whose top two layers are an RBM.
