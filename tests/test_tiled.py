@@ -19,7 +19,7 @@ from energyscape.evaluation.laws import generic_params
 from energyscape.models import FieldsOfExperts, TiledMPoT
 from energyscape.models.layouts import Sliding, Tiles
 from energyscape.samplers import HMC, Gibbs
-from energyscape.trainers import PCD
+from energyscape.trainers import CD, FPCD, PCD
 
 LAYOUTS = [
     (Tiles(4, 2), (10, 14)),
@@ -156,6 +156,18 @@ def test_filters_keep_one_length() -> None:
     lengths = np.sqrt((model.params_["C"] ** 2).sum(axis=1))
     assert lengths.shape == (2, 6) and np.allclose(lengths, lengths[0, 0], rtol=1e-5)
     assert model.components_.shape == (12, 16) and model.mean_components_.shape == (4, 16)
+
+
+@pytest.mark.parametrize("trainer", [PCD, FPCD, CD], ids=lambda t: t.__name__)
+def test_gibbs_chains_train_too(trainer: Any) -> None:
+    """Chains that are kept as hidden units of the torus, and start anew from crops."""
+    own = trainer(2, sampler=Gibbs(), n_epochs=2, batch_size=10, learning_rate=0.02)
+    model = TiledMPoT(5, n_mean_components=2, tile=4, trainer=own, random_state=0)
+    model.fit(textures(40, 10))
+    assert model.sample(2, n_steps=2).shape == (2, 10, 10)
+    if trainer is not CD:
+        assert model._state.carry["chain/h"].shape == (100, 2, 2, 14)
+        assert 0.3 < model.history_["chain_spread"][-1] < 3
 
 
 def test_given_filters_keep_their_shape() -> None:

@@ -182,7 +182,7 @@ class CD(_ChainContrast):
         moved = data if chains == rows else _cycled(model, params, batch.x, chains)
         for _ in range(self.n_steps):
             h = moved.sample_hidden(rng)
-            moved = model.forward(params, model.sample_visible(params, h, rng))
+            moved = model.forward(params, _visible(model, params, h, rng))
         passed = data.join(moved)
         return passed, contrast_weights(passed.x, batch.n, chains, rows)
 
@@ -257,15 +257,15 @@ validation_fraction, callbacks
             carry |= chains.carry()
             return _as_rows(model, params, chains.x)
         h = carry["chain/h"]
-        v = model.sample_visible(params, h, rng)
+        v = _visible(model, params, h, rng)
         for _ in range(self.n_steps - 1):
             h = model.forward(params, v).sample_hidden(rng)
-            v = model.sample_visible(params, h, rng)
+            v = _visible(model, params, h, rng)
         return v
 
     def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
         if "chain/h" in carry:
-            v = model.sample_visible(params, carry["chain/h"], rng)
+            v = _visible(model, params, carry["chain/h"], rng)
         else:
             v = _as_rows(model, params, carry["chain/x"])
         xp = namespace(v)
@@ -393,6 +393,11 @@ def _started(model: Any, params: Params, x: Array, rng: Any) -> Array:
 def _as_rows(model: Any, params: Params, states: Array) -> Array:
     """States of chains as rows like those of the data."""
     return states if speaks(model, ("from_chains",)) else model.from_chains(params, states)
+
+
+def _visible(model: Any, params: Params, h: Array, rng: Any) -> Array:
+    """Rows given hidden units."""
+    return _as_rows(model, params, model.sample_visible(params, h, rng))
 
 
 def _overlaid(model: Any, params: Params, carry: Params) -> Params:
