@@ -29,6 +29,11 @@ LAYOUTS = [
 ]
 FIELDS = [case for case in CASES if hasattr(case.make(), "takes_images")]
 DIFFERENCES = [[[-1, 1], [0, 0]], [[-1, 0], [1, 0]]]
+each_layout = pytest.mark.parametrize(
+    ("layout", "sides"),
+    LAYOUTS,
+    ids=[f"{type(layout).__name__} {layout.size}" for layout, _ in LAYOUTS],
+)
 each_field = pytest.mark.parametrize("case", FIELDS, ids=lambda case: case.name)
 
 
@@ -47,7 +52,7 @@ def fitted(model: Any, X: np.ndarray, **settings: Any) -> Any:
 # ---------------------------------------------------------------- layouts
 
 
-@pytest.mark.parametrize(("layout", "sides"), LAYOUTS, ids=lambda v: str(v))
+@each_layout
 def test_paste_and_fold_are_adjoints(layout: Any, sides: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, *sides, 2))
@@ -59,7 +64,7 @@ def test_paste_and_fold_are_adjoints(layout: Any, sides: tuple[int, int]) -> Non
     assert np.isclose((layout.wrap(torus) * x).sum(), (torus * layout.fold(x)).sum())
 
 
-@pytest.mark.parametrize(("layout", "sides"), LAYOUTS, ids=lambda v: str(v))
+@each_layout
 def test_every_pixel_of_a_torus_lies_in_as_many_windows(
     layout: Any, sides: tuple[int, int]
 ) -> None:
