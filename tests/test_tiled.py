@@ -29,6 +29,7 @@ LAYOUTS = [
 ]
 FIELDS = [case for case in CASES if hasattr(case.make(), "takes_images")]
 DIFFERENCES = [[[-1, 1], [0, 0]], [[-1, 0], [1, 0]]]
+QUICK = {"n_steps": 2, "sampler": HMC(5, 0.05)}  # without a warm-up
 each_layout = pytest.mark.parametrize(
     ("layout", "sides"),
     LAYOUTS,
@@ -169,7 +170,7 @@ def test_gibbs_chains_train_too(trainer: Any) -> None:
     own = trainer(2, sampler=Gibbs(), n_epochs=2, batch_size=10, learning_rate=0.02)
     model = TiledMPoT(5, n_mean_components=2, tile=4, trainer=own, random_state=0)
     model.fit(textures(40, 10))
-    assert model.sample(2, n_steps=2).shape == (2, 10, 10)
+    assert model.sample(2, **QUICK).shape == (2, 10, 10)
     if trainer is not CD:
         assert model._state.carry["chain/h"].shape == (100, 2, 2, 14)
         assert 0.3 < model.history_["chain_spread"][-1] < 3
@@ -215,10 +216,10 @@ def tiled() -> TiledMPoT:
 
 
 def test_samples_have_any_size(tiled: TiledMPoT) -> None:
-    assert tiled.sample(2, n_steps=2).shape == (2, 10, 10)
-    x = tiled.sample(2, shape=(13, 22), n_steps=2)
+    assert tiled.sample(2, **QUICK).shape == (2, 10, 10)
+    x = tiled.sample(2, shape=(13, 22), **QUICK)
     assert x.shape == (2, 13, 22) and x.dtype == np.float32 and np.isfinite(x).all()
-    assert np.array_equal(x, tiled.sample(2, shape=(13, 22), n_steps=2))
+    assert np.array_equal(x, tiled.sample(2, shape=(13, 22), **QUICK))
     gibbs = tiled.sample(2, shape=(9, 9), n_steps=2, sampler=Gibbs(), start=textures(2, 9))
     assert gibbs.shape == (2, 9, 9) and np.isfinite(gibbs).all()
 
@@ -243,7 +244,7 @@ def test_denoising_a_gaussian_field_is_its_posterior_mean() -> None:
     basis = np.eye(d).reshape(d, 5, 5, 1)
     H = model.input_grad(wide, mean + basis).reshape(d, d)
     wanted = mean + np.linalg.solve(H + np.eye(d) / 0.25, (y.reshape(3, d) - mean).T / 0.25).T
-    found = model.denoise(y, 0.5, n_steps=4000, n_warmup=200, random_state=0)
+    found = model.denoise(y, 0.5, sampler=HMC(5), n_steps=4000, n_warmup=200, random_state=0)
     assert abs(found.reshape(3, d) - wanted).max() < 0.06
     assert abs(y.reshape(3, d) - wanted).max() > 0.2
 
@@ -265,14 +266,14 @@ def test_files_keep_fields(tiled: TiledMPoT, tmp_path: Any) -> None:
     again = energyscape.load(tmp_path / "field.h5")
     X = textures(2, 10)
     assert again.image_shape_ == (10, 10) and np.array_equal(again.energy(X), tiled.energy(X))
-    assert np.array_equal(again.sample(1, n_steps=2), tiled.sample(1, n_steps=2))
+    assert np.array_equal(again.sample(1, **QUICK), tiled.sample(1, **QUICK))
 
 
 def test_colour() -> None:
     X = np.stack([textures(30, 10, seed) for seed in range(3)], axis=-1)
     model = fitted(TiledMPoT(4, n_mean_components=2, tile=4, stride=2), X)
     assert model.components_.shape == (8, 48) and model.params_["mean_v"].shape == (3,)
-    assert model.sample(1, shape=(7, 9), n_steps=2).shape == (1, 7, 9, 3)
+    assert model.sample(1, shape=(7, 9), **QUICK).shape == (1, 7, 9, 3)
     assert model.denoise(X[:2], 0.3, n_steps=3, n_warmup=3).shape == (2, 10, 10, 3)
 
 
