@@ -13,34 +13,11 @@ Budget: 30 minutes.
 from __future__ import annotations
 
 from common import Clock, options, table, write
+from gated_patches import white_rows
 
 SIZE, KEPT, TRAIN, TEST = 16, 36, 100_000, 10_000
 EPOCHS, BATCH = 13, 128  # 10,000 updates
 CHAINS, TEMPERATURES = 200, 2_000
-
-
-def rows():
-    """(training rows, test rows), white on the training part, float32."""
-    import numpy as np
-
-    from energyscape.data import PCAWhitening, data_home
-
-    rng, parts = np.random.default_rng(0), []
-    for folder, name, n in (
-        ("bsds500_train100", "bsds500_train100_gray", TRAIN),
-        ("bsd68", "bsd68_gray", TEST),
-    ):
-        stored = np.load(data_home() / folder / f"{name}.npz")
-        images = [np.log1p(stored[key].astype(np.float64)) for key in stored.files]
-        patches = np.empty((n, SIZE * SIZE))
-        for i in range(n):
-            image = images[rng.integers(len(images))]
-            top, left = (rng.integers(side - SIZE + 1) for side in image.shape)
-            patch = image[top : top + SIZE, left : left + SIZE].ravel()
-            patches[i] = patch - patch.mean()
-        parts.append(patches)
-    white = PCAWhitening(KEPT).fit(parts[0])
-    return tuple(white.transform(part).astype(np.float32) for part in parts)
 
 
 def gaussian(X, T) -> float:
@@ -167,7 +144,7 @@ def overcomplete(X, T, record) -> list[list[str]]:
 
 def main() -> None:
     chosen = options(__doc__, threads=1)
-    X, T = rows()
+    X, T, _ = white_rows(SIZE, KEPT, TRAIN, TEST)
     record: dict[str, object] = {}
     first = complete(X, T, record)
     second = overcomplete(X, T, record)

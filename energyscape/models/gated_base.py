@@ -31,7 +31,7 @@ _ROWS_OF_START, FIRST_LENGTH = 1000, 1.5
 # Share of their length that filters move by at most, at a rate of 1. A step of 0.1 runs away on 190
 # components of patches, whatever the gradient; steps that follow the gradient alone run away there
 # at rates that 36 components need.
-LONGEST_STEP = 0.03
+_LONGEST_STEP = 0.03
 RIDGE = 1e-4  # of the mean variance, added to that of every direction before whitening
 
 
@@ -206,13 +206,11 @@ class GatedMRF(ConditionalMixin, EnergyModel):
     def precondition(self, params: Params, grads: Params) -> None:
         """Where σ is small, what b and W have to be to move the mean is 1/σ² as large; filters move
         by no more than a share of their length; in place."""
-        xp, C = namespace(params["C"]), params["C"]
         if self.finite:
-            longer = xp.maximum(self.precision(params), 1)
+            longer = namespace(params["C"]).maximum(self.precision(params), 1)
             for name in grads.keys() & {"W", "b"}:
                 grads[name] *= longer
-        share = xp.sqrt((C * C).sum() / ((grads["C"] * grads["C"]).sum() + C.dtype.type(1e-30)))
-        grads["C"] *= xp.minimum(share * C.dtype.type(LONGEST_STEP), 1)
+        shorten(params["C"], grads["C"])
         self.units.precondition(params, grads)
 
     def project(self, params: Params, sums: Params, rng: Any) -> None:
@@ -428,6 +426,13 @@ class GatedMRF(ConditionalMixin, EnergyModel):
         if "W" not in self._params:
             raise AttributeError(f"{type(self).__name__} has no mean units, no mean_components_")
         return self._fitted(self._params["W"].T)
+
+
+def shorten(C: Array, grad: Array) -> None:
+    """Hold a step of filters to a share of their length, in place."""
+    xp, real = namespace(C), C.dtype.type
+    share = xp.sqrt((C * C).sum() / ((grad * grad).sum() + real(1e-30)))
+    grad *= xp.minimum(share * real(_LONGEST_STEP), 1)
 
 
 def _project_pools(P: Array, may: Array | None) -> None:

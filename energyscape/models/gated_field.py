@@ -32,7 +32,7 @@ import scipy.fft
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.models.field_pass import FieldPass, times
-from energyscape.models.gated_base import FIRST_LENGTH, LONGEST_STEP, RIDGE
+from energyscape.models.gated_base import FIRST_LENGTH, RIDGE, shorten
 from energyscape.models.gated_units import GammaUnits
 from energyscape.models.image_model import ImageModel
 from energyscape.samplers import HMC, Multiplicative
@@ -130,11 +130,9 @@ class GatedField(ImageModel):
     def precondition(self, params: Params, grads: Params) -> None:
         """Gradients for each window rather than image; filters move by no more than a share of
         their length; in place."""
-        xp, C = namespace(params["C"]), params["C"]
         for name in grads:
             grads[name] /= params["windows"]
-        share = xp.sqrt((C * C).sum() / ((grads["C"] * grads["C"]).sum() + C.dtype.type(1e-30)))
-        grads["C"] *= xp.minimum(share * C.dtype.type(LONGEST_STEP), 1)
+        shorten(params["C"], grads["C"])
         self.units.precondition(params, grads)
 
     def project(self, params: Params, sums: Params, rng: Any) -> None:

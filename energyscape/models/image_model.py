@@ -9,7 +9,6 @@ in, are no tori: filters see what lies inside, and pixels beyond the edge are un
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,13 +41,6 @@ class TorusTarget(Target):
     def forward(self, x: Array) -> Pass:
         return self.model.on_torus(self.params, x, self.beta)
 
-    def gradient(self) -> Callable[[Array], Array]:
-        if np.ndim(self.beta) or self.beta != 1.0:
-            return self.input_grad
-        if self._gradient is None:
-            self._gradient = self.model.torus_grad_function(self.params)
-        return self._gradient
-
 
 class ImageModel(EnergyModel):
     """Base of models of whole images; subclasses say where windows lie and write the verbs."""
@@ -63,17 +55,13 @@ class ImageModel(EnergyModel):
         """The pass at chain states ``x``."""
         raise NotImplementedError
 
-    def torus_grad_function(self, params: Params) -> Callable[[Array], Array]:
-        """Chain states → ∂F/∂x, into a buffer of its own."""
-        return lambda x: self.on_torus(params, x).input_grad()
-
     def chain_states(self, params: Params, torus: Array) -> Array:
         """Tori (n, h, w, c) as states of chains."""
-        return torus
+        raise NotImplementedError
 
     def tori(self, params: Params, states: Array) -> Array:
         """States of chains as tori (n, h, w, c)."""
-        return states
+        raise NotImplementedError
 
     def first_states(self, params: Params, shape: tuple[int, ...], rng: Any) -> Array:
         """Where chains begin without data, for tori of ``shape`` (n, h, w, c)."""

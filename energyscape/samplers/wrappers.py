@@ -184,7 +184,7 @@ class Posterior(_Wrapper):
         if not (sigma > 0 if np.ndim(sigma) == 0 else bool((sigma > 0).all())):
             raise ValueError(f"sigma must be > 0, got {sigma!r}")
         super().__init__(target)
-        self.y, self.sigma = y, sigma
+        self.y, self.sigma, self.precision = y, sigma, sigma**-2
 
     def forward(self, x: Array) -> _Sum:
         noise = FunctionTarget(self._misfit, self._pull)
@@ -195,8 +195,10 @@ class Posterior(_Wrapper):
         return 0.5 * (d * d).reshape(len(x), -1).sum(axis=1)
 
     def _pull(self, x: Array) -> Array:
-        precision = self.sigma**-2
-        return (x - self.y) * (precision.astype(x.dtype) if np.ndim(precision) else precision)
+        precision = self.precision
+        if np.ndim(precision):
+            precision = precision.astype(x.dtype, copy=False)
+        return (x - self.y) * precision
 
 
 class Bridge(_Wrapper):
