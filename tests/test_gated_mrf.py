@@ -336,6 +336,8 @@ def test_settings_that_cannot_be() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             model.fit(X4)
+    with pytest.raises(ValueError, match="at least 2 samples, got n_samples = 1"):
+        PoT(3).fit(X4[:1])
     with pytest.raises(CapabilityError, match="reconstruction needs decode"):
         CovarianceRBM(4, normalize=True, trainer=PCD(n_epochs=1)).fit(X4).reconstruct(X4)
 

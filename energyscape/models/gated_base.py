@@ -13,14 +13,13 @@ import numpy as np
 from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, namespace
-from energyscape.kernels import sigmoid
 from energyscape.models.base import EnergyModel
 from energyscape.models.gated_conditional import ConditionalMixin, is_gaussian
 from energyscape.models.gated_pass import GatedPass
 from energyscape.models.gated_units import BinaryUnits, GammaUnits
 from energyscape.models.inputs import deviation
 from energyscape.models.pools import pooling
-from energyscape.samplers import HMC, Multiplicative
+from energyscape.samplers import HMC, Multiplicative, Target
 from energyscape.trainers import PCD
 from energyscape.verbs import Param, Params, as_column, check_count, is_one
 
@@ -92,6 +91,11 @@ class GatedMRF(ConditionalMixin, EnergyModel):
 
     def check_rows(self, n: int, event_shape: tuple[int, ...]) -> None:
         d = math.prod(event_shape)
+        if n < 2:
+            raise ValueError(
+                f"{type(self).__name__} learns what rows differ by and needs at least 2 samples, "
+                f"got n_samples = {n}"
+            )
         if not self.finite and self.n_components < d:
             raise ValueError(
                 f"sigma=inf needs at least as many filters as features, got n_components="
@@ -238,7 +242,13 @@ class GatedMRF(ConditionalMixin, EnergyModel):
 
     def filters(self, params: Params) -> Array:
         """SC, which see u; shape (n_features, n_components)."""
-        return params["S"] @ params["C"]
+        return params["SC"] if "SC" in params else params["S"] @ params["C"]
+
+    def target(self, params: Params, base: Params | None = None, beta: Any = 1.0) -> Target:
+        """What a sampler sees of this model at ``params``, the product SC made once."""
+        if "C" in params and not self.normalize:
+            params = params | {"SC": self.filters(params)}
+        return super().target(params, base, beta)
 
     def fields(self, params: Params, x: Array) -> dict[str, Array]:
         """u, v where rows are normalised, r, z and the mean units' field a."""
@@ -336,24 +346,27 @@ class GatedMRF(ConditionalMixin, EnergyModel):
         if self.normalize:
             return lambda x: self.input_grad(params, x)
         xp, C, units = namespace(params["C"]), self.filters(params), self.units
-        k, inverse = C.shape[1], 1 / params["deviation"]
+        (d, k), inverse = C.shape, 1 / params["deviation"]
+        pools = params.get("P")
         # Half a square is the square of filters shorter by √½; the other half of the way back is
-        # that filters come in twice.
+        # that filters come in twice. Rates of mean units are ½ + ½ tanh of half their field.
         blocks = [C * (inverse * C.dtype.type(math.sqrt(0.5)))]
         if "W" in params:
-            blocks.append(params["W"] * inverse)
+            blocks.append(params["W"] * (inverse * C.dtype.type(0.5)))
         up = xp.concatenate(blocks, axis=1)
-        level = -(params["mean_v"] @ up)
         back = xp.ascontiguousarray(up.T)
-        back[:k] *= C.dtype.type(2)
+        back[:k] *= 2 if pools is not None else 2 * units.level(params)[:, None]
+        level, rest = -(params["mean_v"] @ up), 0
         if "W" in params:
-            level[k:] += params["c"]
-        pools = params.get("P")
+            level[k:] += params["c"] * C.dtype.type(0.5)
+            rest = up[:, k:].sum(axis=1)
+            back[k:] *= C.dtype.type(-1)
+        up = xp.concatenate([up, level[None]])
         pools_back = None if pools is None else xp.ascontiguousarray(pools.T)
-        width = rest = None
+        width = None
         if self.finite:
             width = inverse * inverse * self.precision(params)
-            rest = params["mean_v"] * width + params["b"] * inverse
+            rest = rest + params["mean_v"] * width + params["b"] * inverse
         kept: dict[int, tuple[Array, ...]] = {}
 
         def gradient(x: Array) -> Array:
@@ -361,27 +374,27 @@ class GatedMRF(ConditionalMixin, EnergyModel):
                 kept.clear()
                 n = len(x)
                 kept[n] = (
+                    xp.ones((n, d + 1), x.dtype),
                     xp.empty((n, up.shape[1]), x.dtype),
                     xp.empty((n, k), x.dtype),
                     None if pools is None else xp.empty((n, pools.shape[1]), x.dtype),
                     xp.empty_like(x),
                     xp.empty_like(x),
                 )
-            field, squares, pooled, grad, own = kept[len(x)]
-            xp.matmul(x, up, out=field)
-            field += level
-            r = field[:, :k]
+            wide, field, squares, pooled, grad, own = kept[len(x)]
+            wide[:, :d] = x
+            xp.matmul(wide, up, out=field)
+            r, fields = field[:, :k], field[:, k:]
             xp.multiply(r, r, out=squares)
             if pools is None:
-                units.slope_into(params, squares)
+                units.gate(params, squares, r)
             else:
                 xp.matmul(squares, pools, out=pooled)
                 units.slope_into(params, pooled)
                 xp.matmul(pooled, pools_back, out=squares)
-            r *= squares
-            if field.shape[1] > k:
-                rates = sigmoid(field[:, k:], out=field[:, k:])
-                xp.negative(rates, out=rates)
+                r *= squares
+            if fields.shape[1]:
+                xp.tanh(fields, out=fields)
             xp.matmul(field, back, out=grad)
             if width is not None:
                 xp.multiply(x, width, out=own)
