@@ -31,10 +31,11 @@ import numpy as np
 import scipy.fft
 
 from energyscape.backend import Array, namespace, to_host
-from energyscape.models.field_pass import FieldPass, times
+from energyscape.models.field_pass import FieldPass
 from energyscape.models.gated_base import FIRST_LENGTH, RIDGE, shorten
 from energyscape.models.gated_units import GammaUnits
 from energyscape.models.image_model import ImageModel
+from energyscape.models.window_pass import times
 from energyscape.samplers import HMC, Multiplicative
 from energyscape.trainers import PCD
 from energyscape.verbs import Param, Params, check_count
@@ -210,22 +211,12 @@ class GatedField(ImageModel):
         """The adjoint of `white`: images of ``shape``."""
         return self.layout().paste(times(w, params["S"]), shape)
 
-    def to_maps(self, units: Array, sides: tuple[int, int]) -> Array:
-        """Units of windows, (sets, n, places, units of a set), as maps (n, down, across, units)."""
-        n = units.shape[1]
-        rows = units.transpose(1, 2, 0, 3).reshape(n, *sides, -1)
-        return namespace(units).ascontiguousarray(rows)
-
     def from_maps(self, maps: Array) -> tuple[Array, Array | None]:
         """Maps of all units as covariance units and mean units of windows."""
-        n, sets, k = len(maps), self.layout().sets, int(self.n_components)
-        rows = maps.reshape(n, -1, maps.shape[3])
-
-        def part(units: Array) -> Array:
-            return units.reshape(*units.shape[:2], sets, -1).transpose(2, 0, 1, 3)
-
-        g = part(rows[:, :, sets * k :]) if self.n_mean_components else None
-        return part(rows[:, :, : sets * k]), g
+        layout = self.layout()
+        k = layout.sets * int(self.n_components)
+        h = layout.from_maps(maps[..., :k])
+        return h, layout.from_maps(maps[..., k:]) if self.n_mean_components else None
 
     # ------------------------------------------------------------ an image given hidden units
 

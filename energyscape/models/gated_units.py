@@ -67,7 +67,7 @@ class GammaUnits:
     def energy(self, params: Params, z: Array, beta: Any) -> Array:
         """F_β(z) of every row, (n,), float64."""
         shapes = self.shapes(params).astype(np.float64)
-        return beta * (namespace(z).log1p(z).astype(np.float64, copy=False) @ shapes)
+        return beta * (log1p(z).astype(np.float64, copy=False) @ shapes)
 
     def slope(self, params: Params, z: Array, beta: Any) -> Array:
         """∂F_β/∂z, which is E[h|z], shape (n, units)."""
@@ -78,6 +78,15 @@ class GammaUnits:
         """`slope` at β = 1, written over ``z``."""
         z += z.dtype.type(1)
         return namespace(z).divide(self.shapes(params), z, out=z)
+
+    def level(self, params: Params) -> Array:
+        """What `gate` leaves out."""
+        return self.shapes(params)
+
+    def gate(self, params: Params, z: Array, r: Array) -> None:
+        """r times `slope` at β = 1 over `level`, in place; ``z`` is used up."""
+        z += z.dtype.type(1)
+        r /= z
 
     def activity(self, params: Params, z: Array) -> Array:
         """E[h|z]/γ = 1/(1 + z), in (0, 1]."""
@@ -98,7 +107,7 @@ class GammaUnits:
 
     def grad(self, params: Params, z: Array, weights: Array) -> Params:
         """Σ_i w_i ∂F(z_i)/∂θ by name."""
-        return {"a": (weights @ namespace(z).log1p(z)) * namespace(z).exp(params["a"])}
+        return {"a": (weights @ log1p(z)) * namespace(z).exp(params["a"])}
 
     def own_energy(self, params: Params, h: Array) -> Array:
         """E(0, h) of every row, (n,), float64."""
@@ -152,6 +161,14 @@ class BinaryUnits:
         """`slope` at β = 1, written over ``z``."""
         return sigmoid(namespace(z).subtract(params["d"], z, out=z), out=z)
 
+    def level(self, params: Params) -> Array:
+        """What `gate` leaves out."""
+        return namespace(params["d"]).ones_like(params["d"])
+
+    def gate(self, params: Params, z: Array, r: Array) -> None:
+        """r times `slope` at β = 1, in place; ``z`` is used up."""
+        r *= self.slope_into(params, z)
+
     def activity(self, params: Params, z: Array) -> Array:
         """p(h = 1|z)."""
         return self.slope(params, z, 1.0)
@@ -185,3 +202,9 @@ class BinaryUnits:
 
     def _field(self, params: Params, z: Array) -> Array:
         return params["d"] - z
+
+
+def log1p(z: Array) -> Array:
+    """log(1 + z) of z >= 0, to the last place of 1 + z; five times quicker than log1p."""
+    z = z + z.dtype.type(1)
+    return namespace(z).log(z, out=z)

@@ -95,6 +95,19 @@ class Layout:
         out[:, :, :r] += rows[:, :, w:]
         return out
 
+    # ------------------------------------------------------------ units of windows
+
+    def to_maps(self, units: Array, sides: tuple[int, int]) -> Array:
+        """Units of windows, (sets, n, places, units of a set), as maps (n, down, across, units)."""
+        n = units.shape[1]
+        rows = units.transpose(1, 2, 0, 3).reshape(n, *sides, -1)
+        return namespace(units).ascontiguousarray(rows)
+
+    def from_maps(self, maps: Array) -> Array:
+        """The way back from maps, or from those of some units of every set."""
+        rows = maps.reshape(len(maps), -1, self.sets, maps.shape[3] // self.sets)
+        return rows.transpose(2, 0, 1, 3)
+
 
 class Tiles(Layout):
     """Windows that tile the image, once for each offset along the diagonal.

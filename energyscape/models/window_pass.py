@@ -1,0 +1,76 @@
+"""What one evaluation of a model of whole images gives: everything about its windows.
+
+Arrays of windows have the axes (sets, n, places, …), so that each set is one product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from energyscape.backend import Array, namespace
+from energyscape.verbs import Params, Pass, is_one
+
+
+class WindowPass(Pass):
+    """Whatever arrays of windows a model needs, at a few images or tori."""
+
+    def __init__(
+        self,
+        model: Any,
+        params: Params,
+        x: Array,
+        beta: Any = 1.0,
+        torus: bool = False,
+        known: dict[str, Array] | None = None,
+    ) -> None:
+        super().__init__(model, params, x)
+        self.beta, self.torus = beta, torus
+        self.known = self.fields() if known is None else known
+
+    def fields(self) -> dict[str, Array]:
+        """What is known of every window, by name, (sets, n, places, …)."""
+        raise NotImplementedError
+
+    def _part(self, x: Array, beta: Any, known: dict[str, Array]) -> Any:
+        return type(self)(self.model, self.params, x, beta, self.torus, known)
+
+    def __getitem__(self, rows: Any) -> Any:
+        beta = self.beta if np.ndim(self.beta) == 0 else self.beta[rows]
+        known = {key: value[:, rows] for key, value in self.known.items()}
+        return self._part(self.x[rows], beta, known)
+
+    def join(self, other: Pass) -> Any:
+        xp, more = namespace(self.x), other.known  # type: ignore[attr-defined]
+        known = {k: xp.concatenate([v, more[k]], axis=1) for k, v in self.known.items()}
+        return self._part(xp.concatenate([self.x, other.x]), self.beta, known)
+
+    def at(self, beta: Any) -> Any:
+        """The same points at another inverse temperature, without another product."""
+        return self._part(self.x, beta, self.known)
+
+    def times_beta(self, values: Array) -> Array:
+        """Values of windows, (sets, n, places, units), by their images' β; a new array unless that
+        is 1."""
+        if is_one(self.beta):
+            return values
+        return values * namespace(values).asarray(self.beta, values.dtype).reshape(-1, 1, 1)
+
+    def to_maps(self, units: Array) -> Array:
+        """Units of windows as maps (n, down, across, units of all sets)."""
+        layout, (h, w) = self.model.layout(), self.x.shape[1:3]
+        if self.torus:
+            return layout.to_maps(units, (h // layout.grain, w // layout.grain))
+        return layout.to_maps(units, layout.places(h, w))
+
+
+def times(windows: Array, matrix: Array) -> Array:
+    """Windows (sets, n, places, a) by one matrix (a, b) or one for each set, as one product a
+    set."""
+    return (flat(windows) @ matrix).reshape(*windows.shape[:3], matrix.shape[-1])
+
+
+def flat(values: Array) -> Array:
+    """Windows of all images as rows, (sets, n · places, …)."""
+    return values.reshape(len(values), -1, values.shape[3])
