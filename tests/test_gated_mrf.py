@@ -19,7 +19,7 @@ from streams import ReplayStream
 from energyscape.backend import HostStream, Purpose, stream
 from energyscape.errors import CapabilityError, DataRangeWarning, DivergenceError
 from energyscape.evaluation.laws import generic_params
-from energyscape.models import CovarianceRBM, McRBM, MPoT, PoT
+from energyscape.models import CovarianceRBM, GaussianRBM, McRBM, MPoT, PoT
 from energyscape.optim import SGD, Constant
 from energyscape.samplers import AIS, HMC
 from energyscape.trainers import PCD, MaximumLikelihood
@@ -50,6 +50,21 @@ def area(energy: Any, centre: np.ndarray, width: float) -> float:
 
 
 # ---------------------------------------------------------------- hidden units
+
+
+@pytest.mark.parametrize("features", [1, 3])
+@pytest.mark.parametrize(
+    "model",
+    [PoT(1), CovarianceRBM(1, learn_pools=False), MPoT(1, n_mean_components=1), GaussianRBM(1)],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_single_unit_or_feature_has_the_gradient_of_many_calls(model: Any, features: int) -> None:
+    """Where a transposed matrix is no copy of itself."""
+    x = X4[:6, :features]
+    params = generic_params(model, x)
+    np.testing.assert_allclose(
+        model.input_grad_function(params)(x), model.input_grad(params, x), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("pools", [None, 2])

@@ -354,7 +354,7 @@ class GatedMRF(ConditionalMixin, EnergyModel):
         if "W" in params:
             blocks.append(params["W"] * (inverse * C.dtype.type(0.5)))
         up = xp.concatenate(blocks, axis=1)
-        back = xp.ascontiguousarray(up.T)
+        back = up.T.copy()  # never a view, which it would be of a single filter
         back[:k] *= 2 if pools is not None else 2 * units.level(params)[:, None]
         level, rest = -(params["mean_v"] @ up), 0
         if "W" in params:
