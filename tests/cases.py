@@ -32,6 +32,7 @@ from energyscape.models import (
     OvercompleteICA,
     PoT,
     TiledMPoT,
+    TiledRBM,
 )
 from energyscape.samplers import HMC, Langevin, Metropolis, ParallelTempering
 from energyscape.trainers import (
@@ -87,6 +88,13 @@ def _images(n: int, h: int, w: int) -> np.ndarray:
     x = rng.standard_normal((n, h + 2, w + 2, 1))
     x = x[:, 1:] + x[:, :-1]
     return 5 + 2 * (x[:, 1:, 2:] + x[:, :-1, :-2])
+
+
+def _maps(n: int, h: int, w: int, channels: int) -> np.ndarray:
+    """Maps of bits of which neighbours often agree."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((n, h + 1, w + 1, channels))
+    return (x[:, 1:, 1:] + x[:, :-1, 1:] + x[:, 1:, :-1] > 0.5).astype(np.float64)
 
 
 _CHAINS = (CD, PCD, FPCD)
@@ -181,6 +189,7 @@ OTHERS = [
         _images(60, 5, 5),
         _CHAINS,
     ),
+    Case("TiledRBM", lambda **k: TiledRBM(3, **k), _maps(60, 5, 5, 2), _CHAINS),
     Case(
         "AutoEncoder",
         lambda **k: AutoEncoder(4, **k),

@@ -176,6 +176,21 @@ def field_map(
     return np.array(maps)
 
 
+def tiled_machine_log_p(
+    params: dict[str, np.ndarray], orders: list[list[int]], beta: float
+) -> np.ndarray:
+    """Exact log p_β of the states of a tiled machine's torus of one channel that one window of each
+    set covers whole; ``orders`` are the places of each, in its own order."""
+    joint = []
+    x = states(len(orders[0]))
+    for W, c, order in zip(params["W"], params["c"], orders, strict=True):
+        h = states(len(c))
+        energy = -(x[:, order] @ W @ h.T + c @ h.T)
+        joint.append(logsumexp(-beta * energy, axis=1))
+    log_p = beta * params["b"][0] * x.sum(axis=1) + sum(joint)
+    return log_p - logsumexp(log_p)
+
+
 def field_draws(
     params: dict[str, np.ndarray], L: np.ndarray, n: int, rng: np.random.Generator, beta: float
 ) -> np.ndarray:

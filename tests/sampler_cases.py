@@ -29,6 +29,7 @@ from energyscape.models import (
     MPoT,
     PoT,
     TiledMPoT,
+    TiledRBM,
 )
 from energyscape.samplers import (
     HMC,
@@ -386,6 +387,21 @@ def _field_truth(name: str) -> Truth:
     return Truth(name, make, draw, step=0.3)
 
 
+_MACHINE = TiledRBM(2)
+_MACHINE_AT = {
+    "W": 1.5 * np.random.default_rng(13).standard_normal((2, 4, 2)),
+    "b": np.array([-0.5]),
+    "c": np.array([[0.3, -0.6], [-0.2, 0.5]]),
+}
+
+
+def _machine(xp: Any, n: int) -> Any:
+    """A tiled machine on a torus of 2 × 2 bits, which windows of either set cover."""
+    target = _MACHINE.target(on(xp, _MACHINE_AT))
+    target.event_shape = (2, 2, 1)
+    return target
+
+
 # ---------------------------------------------------------------- the tables
 
 _MODES_LOG_Z = float(logsumexp(oracles.gaussian_rbm_mixture(MODES)[0]))
@@ -407,6 +423,14 @@ TRUTHS = {
             clamped(_strong, _BITS_HELD, _BITS_AT),
             _given(_strong_log_p, _BITS_HELD, _BITS_AT),
             (10,),
+        ),
+        _binary(
+            "TiledRBM",
+            _machine,
+            lambda beta: oracles.tiled_machine_log_p(
+                _MACHINE_AT, [[0, 1, 2, 3], [3, 2, 1, 0]], beta
+            ),
+            (2, 2, 1),
         ),
         _binary("Ising", _ising, _ising_log_p, GRID),
         _binary(
@@ -502,8 +526,8 @@ class Row:
         return self.name
 
 
-_SWEEP = ("RBM", "RBM held", "GaussianRBM", *GATED, *FIELDS)
-_BITS = ("RBM", "RBM held", "Ising", "Ising held")
+_SWEEP = ("RBM", "RBM held", "TiledRBM", "GaussianRBM", *GATED, *FIELDS)
+_BITS = ("RBM", "RBM held", "TiledRBM", "Ising", "Ising held")
 _REALS = (
     "GaussianRBM",
     "product of t",

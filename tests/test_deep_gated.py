@@ -23,6 +23,8 @@ from energyscape.models import (
     McRBM,
     MPoT,
     PoT,
+    TiledMPoT,
+    TiledRBM,
 )
 from energyscape.trainers import PCD
 
@@ -125,6 +127,143 @@ def test_float32_stays() -> None:
     assert stack.sample(2, n_steps=1).dtype == np.float32
     clamp = np.arange(5) < 2, X[0]
     assert stack.sample(2, n_steps=1, clamp=clamp).dtype == np.float32
+
+
+# ---------------------------------------------------------------- whole images
+
+
+def textures(n: int, side: int, channels: int = 0) -> np.ndarray:
+    """Smooth stationary noise, off zero."""
+    x = np.random.default_rng(2).standard_normal((n, side + 1, side + 1, max(channels, 1)))
+    x = 3 + x[:, 1:, 1:] + x[:, :-1, 1:] + x[:, 1:, :-1]
+    return x if channels else x[..., 0]
+
+
+def field(**settings: Any) -> TiledMPoT:
+    own = {"n_mean_components": 0, "tile": 2, "stride": 1} | settings
+    return TiledMPoT(3, **own, **SHORT)
+
+
+def independent_maps(activity: np.ndarray) -> DeepGatedMRF:
+    """A stack whose machine of maps has units that know nothing of each other."""
+    lower = field().fit(textures(40, 7))
+    upper = TiledRBM(2, **SHORT).fit(lower.maps(textures(40, 7)))
+    upper._state.params["W"][...] = 0
+    upper._state.params["b"][...] = np.log(activity / (1 - activity))
+    layers = [FrozenEstimator(lower), FrozenEstimator(upper)]
+    return DeepGatedMRF(layers, random_state=0).fit(textures(40, 7))
+
+
+def torus_moments(
+    stack: DeepGatedMRF, activity: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the pixels of a torus, all of whose units are at these activities."""
+    bottom = stack.layers_[0]
+    p, starts = bottom.params_, range(0, side, 2)
+    corners = [[(o + i) * side + o + j for i in starts for j in starts] for o in (0, 1)]
+    L = oracles.field_map(p, (side, side), 2, corners)
+    h = (activity.reshape(2, 3) * np.exp(p["a"]))[:, None]
+    R = np.einsum("spda,sdk->spka", L, p["C"])
+    precision = np.exp(-p["log_var"][0]) / 2 * np.einsum("spda,spdb->ab", L, L)
+    precision += np.einsum("spka,spk,spkb->ab", R, np.broadcast_to(h, R.shape[:3]), R)
+    pixels = side * side
+    basis = np.eye(pixels).reshape(pixels, side, side, 1)
+    A = (bottom.tori(p, basis) - p["mean_v"]).reshape(pixels, pixels).T
+    return np.full(pixels, p["mean_v"][0]), A @ np.linalg.solve(precision, A.T)
+
+
+MAPS = np.linspace(0.2, 0.8, 6)
+
+
+def test_images_have_the_covariance_that_activities_choose() -> None:
+    stack = independent_maps(MAPS)
+    mean, cov = torus_moments(stack, MAPS, 8)
+    some = np.array([0, 1, 8, 9, 27, 50])
+    x = stack.sample(8_000, shape=(8, 8), n_steps=1).reshape(-1, 64)
+    held_to(x[:, some], mean[some], cov[np.ix_(some, some)])
+
+
+def test_pixels_that_are_held_shift_the_others() -> None:
+    """On the torus with its margin of unknown pixels, of which 12 × 12 is the smallest here."""
+    stack, X = independent_maps(MAPS), textures(1, 7)
+    mask = np.random.default_rng(0).random((7, 7)) < 0.8
+    x = stack.sample(8_000, n_steps=1, clamp=(mask, X[0]))
+    assert (x[:, mask] == X[0, mask]).all()
+    known = np.zeros((12, 12), bool)
+    known[:7, :7] = mask
+    values = np.zeros((12, 12))
+    values[:7, :7] = X[0]
+    mean, cov = oracles.gaussian_given(
+        *torus_moments(stack, MAPS, 12), known.ravel(), values.ravel()
+    )
+    inside = np.zeros((12, 12), bool)
+    inside[:7, :7] = True
+    ours = inside.ravel()[~known.ravel()]
+    held_to(x[:, ~mask], mean[ours], cov[np.ix_(ours, ours)])
+
+
+def test_stacks_of_images(tmp_path: Any) -> None:
+    X = textures(30, 15, channels=2)
+    layers = [field(n_mean_components=2), TiledRBM(4, **SHORT), TiledRBM(3, **SHORT)]
+    stack = DeepGatedMRF(layers, features="all", random_state=0).fit(X)
+    maps = [X]
+    for layer in stack.layers_:
+        maps.append(layer.maps(maps[-1]))
+    assert [m.shape[1:] for m in maps[1:]] == [(7, 7, 10), (3, 3, 8), (1, 1, 6)]
+    wanted = np.hstack([m.reshape(30, -1) for m in maps[1:]])
+    np.testing.assert_array_equal(stack.transform(X), wanted)
+    assert stack.get_feature_names_out().shape == (wanted.shape[1],)
+    assert stack.set_params(features=1).transform(X).shape == (30, 72)
+    stack.save(tmp_path / "stack.h5")
+    again = energyscape.load(tmp_path / "stack.h5")
+    assert again.image_shape_ == (15, 15, 2)
+    mask = np.zeros((9, 12), bool)
+    mask[:, :6] = True
+    mask = np.repeat(mask[:, :, None], 2, axis=2)
+    values = textures(3, 12, channels=2)[:, :9]
+    for settings, shape in (
+        ({}, (15, 15)),
+        ({"shape": (9, 20)}, (9, 20)),
+        ({"clamp": (mask, values), "start": values}, (9, 12)),
+    ):
+        x = stack.sample(3, n_steps=2, **settings)
+        assert x.shape == (3, *shape, 2) and np.isfinite(x).all()
+        np.testing.assert_array_equal(x, stack.sample(3, n_steps=2, **settings))
+        np.testing.assert_array_equal(x, again.sample(3, n_steps=2, **settings))
+    assert (x[:, mask] == values[:, mask]).all()
+    frozen = [FrozenEstimator(stack.layers_[0]), TiledRBM(3, **SHORT)]
+    other = DeepGatedMRF(frozen, random_state=0).fit(textures(30, 11, channels=2))
+    assert other.transform(textures(2, 11, channels=2)).shape == (2, 24)
+
+
+def test_images_that_do_not_fit() -> None:
+    layers = [field(), TiledRBM(2, **SHORT)]
+    with pytest.raises(ValueError, match=r"sides are 7 plus multiples of 4.*2 layers.* got 9×9"):
+        DeepGatedMRF(layers).fit(textures(5, 9))
+    with pytest.raises(ValueError, match="needs images"):
+        DeepGatedMRF(layers).fit(X)
+    for upper in (RBM(3), TiledMPoT(3)):
+        with pytest.raises(ValueError, match=f"got {type(upper).__name__}; use TiledRBM"):
+            DeepGatedMRF([field(), upper]).fit(textures(5, 7))
+    with pytest.raises(ValueError, match="got TiledRBM; use RBM"):
+        DeepGatedMRF([PoT(3), TiledRBM(3)]).fit(X)
+    with pytest.raises(ValueError, match="needs a TiledRBM above its TiledMPoT"):
+        DeepGatedMRF([field()]).fit(textures(5, 7))
+    stack = DeepGatedMRF(layers).fit(textures(40, 7))
+    with pytest.raises(ValueError, match="images of shape"):
+        stack.transform(textures(5, 11))
+    for verb in (stack.reconstruct, stack.inverse_transform):
+        with pytest.raises(CapabilityError, match="for whole images"):
+            verb(textures(5, 7))
+    with pytest.raises(ValueError, match="leave it out"):
+        stack.sample(1, shape=(7, 7), clamp=(np.ones((7, 7), bool), textures(1, 7)))
+    with pytest.raises(ValueError, match="give clamp"):
+        stack.sample(1, start=textures(1, 7))
+    with pytest.raises(ValueError, match="mask"):
+        stack.sample(1, clamp=(np.ones((7, 7)), textures(1, 7)))
+
+
+# ---------------------------------------------------------------- what cannot be
 
 
 @pytest.mark.parametrize(

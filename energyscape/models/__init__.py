@@ -16,6 +16,7 @@ from energyscape.models.pca import PCA
 from energyscape.models.rbm import RBM
 from energyscape.models.stacks import DeepBeliefNet, StackedAutoEncoder
 from energyscape.models.tiled import FieldsOfExperts, TiledMPoT
+from energyscape.models.tiled_rbm import TiledRBM
 
 __all__ = [
     "ICA",
@@ -39,4 +40,5 @@ __all__ = [
     "PoT",
     "StackedAutoEncoder",
     "TiledMPoT",
+    "TiledRBM",
 ]

@@ -223,10 +223,7 @@ class BipartiteModel(EnergyModel):
 
     def project(self, params: Params, sums: Params, rng: Any) -> None:
         """Let the offsets follow the means of the data."""
-        for name in ("v", "h"):
-            if f"mean/{name}" in sums:
-                mean = params[f"mean_{name}"]
-                mean += mean.dtype.type(_OFFSET_RATE) * (sums[f"mean/{name}"] - mean)
+        follow_means(params, sums)
 
     # ------------------------------------------------------------ exact sums over states
 
@@ -294,6 +291,14 @@ class BipartiteModel(EnergyModel):
     def intercept_visible_(self) -> Any:
         self._need_fit("intercept_visible_")
         return self._fitted(self._params["b"])
+
+
+def follow_means(params: Params, sums: Params) -> None:
+    """Move the offsets ``mean_v`` and ``mean_h`` towards means of the data, where there are any."""
+    for name in ("v", "h"):
+        if f"mean/{name}" in sums:
+            mean = params[f"mean_{name}"]
+            mean += mean.dtype.type(_OFFSET_RATE) * (sums[f"mean/{name}"] - mean)
 
 
 def bipartite_shapes(d: int, k: int) -> dict[str, tuple[int, ...]]:

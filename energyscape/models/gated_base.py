@@ -183,17 +183,18 @@ class GatedMRF(ConditionalMixin, EnergyModel):
     def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
         d, k, m = n_features, int(self.n_components), int(self.n_mean_components)
         shapes: dict[str, tuple[int, ...]] = {"C": (d, k), "mean_v": (d,), "var_v": (d,)}
-        shapes |= {"S": (d, d), "deviation": (1,), self.units.name: (self._n_units,)}
+        shapes |= {"S": (d, d), "deviation": (1,), self.units.name: (self.n_gates,)}
         if self.pools is not None or self.learn_pools:
-            shapes["P"] = (k, self._n_units)
+            shapes["P"] = (k, self.n_gates)
         if self._masked:
-            shapes["open"] = (k, self._n_units)
+            shapes["open"] = (k, self.n_gates)
         if self.finite:
             shapes |= {"b": (d,), "log_var": (1,)}
         return shapes | ({"W": (d, m), "c": (m,)} if m else {})
 
     @property
-    def _n_units(self) -> int:
+    def n_gates(self) -> int:
+        """Covariance units."""
         k, pools = int(self.n_components), self.pools
         if pools is None:
             return k
@@ -201,7 +202,7 @@ class GatedMRF(ConditionalMixin, EnergyModel):
 
     @property
     def _n_features_out(self) -> int:
-        return self._n_units + int(self.n_mean_components)
+        return self.n_gates + int(self.n_mean_components)
 
     def precision(self, params: Params) -> Array:
         """1/σ² of u, shape (1,)."""
@@ -414,7 +415,7 @@ class GatedMRF(ConditionalMixin, EnergyModel):
     @available_if(is_gaussian)
     def base_log_partition(self, params: Params, base: Params) -> float:
         log_var = base["log_var"].astype(np.float64)
-        hidden = self.units.base_log_partition(self._n_units)
+        hidden = self.units.base_log_partition(self.n_gates)
         means = int(self.n_mean_components) * math.log(2)
         return 0.5 * float((_LOG_2PI + log_var).sum()) + hidden + means
 

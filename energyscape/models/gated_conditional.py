@@ -55,7 +55,7 @@ class ConditionalMixin:
     @available_if(is_gaussian)
     def decode(self: Any, params: Params, h: Array) -> Array:
         """Mean of x given activities as `encode` gives them, m + sΛ⁻¹(b + Wg)."""
-        units = self._n_units
+        units = self.n_gates
         levels = self.units.from_activity(params, h[:, :units])
         return self._given(params, namespace(h).concatenate([levels, h[:, units:]], axis=1))
 
@@ -94,7 +94,7 @@ class ConditionalMixin:
     ) -> tuple[Array, Array]:
         """Precision Λ, shape (n, d, d), and Λ times the mean, (n, d), of u given hidden units;
         float64."""
-        xp, n_units = namespace(h), self._n_units
+        xp, n_units = namespace(h), self.n_gates
         wide = {key: value.astype(np.float64) for key, value in params.items()}
         h, C = h.astype(np.float64), self.filters(wide)
         level = self.units.coupling(h[:, :n_units], beta)

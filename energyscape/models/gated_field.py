@@ -73,8 +73,13 @@ class GatedField(ImageModel):
             raise ValueError(f"sigma must be > 0 and finite, got {self.sigma!r}")
 
     @property
+    def n_gates(self) -> int:
+        """Covariance units at every place."""
+        return self.layout().sets * int(self.n_components)
+
+    @property
     def _n_units(self) -> int:
-        return self.layout().sets * (int(self.n_components) + int(self.n_mean_components))
+        return self.n_gates + self.layout().sets * int(self.n_mean_components)
 
     # ------------------------------------------------------------ parameters
 
@@ -175,12 +180,6 @@ class GatedField(ImageModel):
         units, set by set, then rates of mean units, set by set."""
         return self.forward(params, x).hidden()
 
-    def sample_visible(
-        self, params: Params, h: Array, rng: Any, beta: Any = 1.0, base: Params | None = None
-    ) -> Array:
-        """States of chains on the torus given maps of hidden units."""
-        return self.given(params, h, rng, beta)
-
     # ------------------------------------------------------------ coordinates of chains
 
     def chain_states(self, params: Params, torus: Array) -> Array:
@@ -213,8 +212,7 @@ class GatedField(ImageModel):
 
     def from_maps(self, maps: Array) -> tuple[Array, Array | None]:
         """Maps of all units as covariance units and mean units of windows."""
-        layout = self.layout()
-        k = layout.sets * int(self.n_components)
+        layout, k = self.layout(), self.n_gates
         h = layout.from_maps(maps[..., :k])
         return h, layout.from_maps(maps[..., k:]) if self.n_mean_components else None
 
@@ -229,23 +227,52 @@ class GatedField(ImageModel):
         FloatingPointError
             If these do not converge.
         """
+        precision, right = self._system(params, h, rng, beta)
+
+        def product(y: Array) -> Array:
+            return self.pulled(params, precision(self.pulled(params, y)))
+
+        return _conjugate_gradients(product, self.pulled(params, right))
+
+    def repainted(self, params: Params, h: Array, rng: Any, x: Array, free: Array) -> Array:
+        """A draw of the ``free`` pixels of tori ``x``, (n, h, w, c), given maps ``h`` of hidden
+        units and the other pixels. Raises as `given`.
+        """
+        xp = namespace(x)
+        precision, right = self._system(params, h, rng, 1.0)
+        u = (x - params["mean_v"]) / params["deviation"]
+        held = xp.where(free, u.dtype.type(0), u)
+
+        def of_free(values: Array) -> Array:
+            return xp.where(free, values, values.dtype.type(0))
+
+        def eased(r: Array) -> Array:
+            return of_free(self.pulled(params, self.pulled(params, r)))
+
+        right = of_free(right - precision(held))
+        found = _conjugate_gradients(lambda v: of_free(precision(v)), right, eased)
+        return xp.where(free, found * params["deviation"] + params["mean_v"], x)
+
+    def _system(
+        self, params: Params, h: Array, rng: Any, beta: Any
+    ) -> tuple[Callable[[Array], Array], Array]:
+        """u → Λu on tori, and the right side Λ mean, with ``rng`` perturbed by N(0, Λ)."""
         xp, layout, S = namespace(h), self.layout(), params["S"]
-        down, across = (side * layout.grain for side in h.shape[1:3])
-        shape = (len(h), down, across, len(params["mean_v"]))
-        wrapped = (len(h), down + layout.reach, across + layout.reach, shape[3])
+        sides = (side * layout.grain + layout.reach for side in h.shape[1:3])
+        wrapped = (len(h), *sides, len(params["mean_v"]))
         h, g = self.from_maps(h)
         beta = xp.asarray(beta, h.dtype).reshape(-1, 1, 1)
         own = beta * xp.exp(-params["log_var"]) / h.dtype.type(layout.coverage)
         back = params["C"].transpose(0, 2, 1)
 
-        def pull(w: Array) -> Array:
-            return self.pulled(params, layout.fold(self.unwhite(params, w, wrapped)))
+        def folded(w: Array) -> Array:
+            return layout.fold(self.unwhite(params, w, wrapped))
 
-        def precision(y: Array) -> Array:
-            w = self.white(params, layout.wrap(self.pulled(params, y)))
+        def precision(u: Array) -> Array:
+            w = self.white(params, layout.wrap(u))
             r = times(w, params["C"])
             r *= h
-            return pull(own * w + times(r, back))
+            return folded(own * w + times(r, back))
 
         right = xp.zeros((*h.shape[:3], len(S)), h.dtype)
         if g is not None:
@@ -253,7 +280,7 @@ class GatedField(ImageModel):
         if rng is not None:
             right += xp.sqrt(own) * _noise(rng, right)
             right += times(xp.sqrt(h) * _noise(rng, h), back)
-        return _conjugate_gradients(precision, pull(right))
+        return precision, folded(right)
 
     # ------------------------------------------------------------ fitted
 
@@ -339,9 +366,14 @@ def _shaded(x: Array, amplitude: Array) -> Array:
 # ---------------------------------------------------------------- linear systems
 
 
-def _conjugate_gradients(product: Callable[[Array], Array], b: Array) -> Array:
+def _conjugate_gradients(
+    product: Callable[[Array], Array],
+    b: Array,
+    ease: Callable[[Array], Array] = lambda r: r,
+) -> Array:
     """x with product(x) = b, for one symmetric positive system a row, until all residuals are a
-    1e-5th of b (1e-10th in float64)."""
+    1e-5th of b (1e-10th in float64); ``ease`` goes some of the way from a residual to its error,
+    and lengths are measured by it."""
     xp = namespace(b)
     limit = _TOLERANCE if b.dtype == np.float32 else _TOLERANCE**2
 
@@ -351,8 +383,8 @@ def _conjugate_gradients(product: Callable[[Array], Array], b: Array) -> Array:
     def column(values: Array) -> Array:
         return values.astype(b.dtype)[:, None, None, None]
 
-    x, r, p = xp.zeros_like(b), b.copy(), b.copy()
-    size = start = dot(r, r)
+    x, r, p = xp.zeros_like(b), b.copy(), ease(b).copy()
+    size = start = dot(r, p)
     for _ in range(_MOST_ROUNDS):
         if float((size - limit**2 * start).max()) <= 0:
             return x
@@ -360,8 +392,9 @@ def _conjugate_gradients(product: Callable[[Array], Array], b: Array) -> Array:
         step = column(size / xp.maximum(dot(p, moved), 1e-300))
         x += step * p
         r -= step * moved
-        size, before = dot(r, r), size
-        p = r + column(size / xp.maximum(before, 1e-300)) * p
+        near = ease(r)
+        size, before = dot(r, near), size
+        p = near + column(size / xp.maximum(before, 1e-300)) * p
     raise FloatingPointError(
         f"conjugate gradients did not reach a relative residual of {limit:g} in {_MOST_ROUNDS} "
         "rounds: the filters' lengths or the hidden units are out of all proportion"

@@ -229,7 +229,7 @@ class _Enumerable(GatedMRF):
 
     def _state_log_weights(self, params: Params) -> Array:
         """log of ∫dx exp(-E) for every state of the hidden units."""
-        d, units = len(params["C"]), self._n_units
+        d, units = len(params["C"]), self.n_gates
         wide = {k: v.astype(np.float64) for k, v in params.items()}
         xp = namespace(wide["C"])
 

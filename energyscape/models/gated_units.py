@@ -94,7 +94,7 @@ class GammaUnits:
 
     def from_activity(self, params: Params, q: Array) -> Array:
         """h whose `activity` is ``q``."""
-        return q * self.shapes(params)
+        return q * self.shapes(params).reshape(-1)
 
     def sample(self, params: Params, z: Array, rng: Any, beta: Any) -> Array:
         """h ~ p_β(h|z)."""

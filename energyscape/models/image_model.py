@@ -32,7 +32,7 @@ from energyscape.samplers import HMC, Clamped, Posterior, Target
 from energyscape.sources import Rows, open_rows
 from energyscape.verbs import Params, Pass, check_count, need
 
-_PIXELS_AT_ONCE = 1 << 20  # of the images that are worked on together
+PIXELS_AT_ONCE = 1 << 20  # of the images that are worked on together
 
 
 class TorusTarget(Target):
@@ -62,6 +62,16 @@ class ImageModel(EnergyModel):
     def tori(self, params: Params, states: Array) -> Array:
         """States of chains as tori (n, h, w, c)."""
         raise NotImplementedError
+
+    def given(self, params: Params, h: Array, rng: Any = None, beta: Any = 1.0) -> Array:
+        """Mean of chain states given maps ``h`` of hidden units, or with ``rng`` a draw."""
+        raise NotImplementedError
+
+    def sample_visible(
+        self, params: Params, h: Array, rng: Any, beta: Any = 1.0, base: Params | None = None
+    ) -> Array:
+        """States of chains on the torus given maps of hidden units."""
+        return self.given(params, h, rng, beta)
 
     def first_states(self, params: Params, shape: tuple[int, ...], rng: Any) -> Array:
         """Where chains begin without data, for tori of ``shape`` (n, h, w, c)."""
@@ -243,7 +253,7 @@ class ImageModel(EnergyModel):
         h, w = self.image_shape_[:2] if shape is None else (int(side) for side in shape)
         sides = [max(layout.torus(side), layout.torus(layout.size)) for side in (h, w)]
         states = self._torus_states(n, (h, w), sides, start, rng)
-        size = max(1, _PIXELS_AT_ONCE // math.prod(states.shape[1:]))
+        size = max(1, PIXELS_AT_ONCE // math.prod(states.shape[1:]))
         parts = []
         for i, lo in enumerate(range(0, n, size)):
             rng = stream(seed, Purpose.SAMPLE, 1 + i, self._device)
@@ -260,7 +270,7 @@ class ImageModel(EnergyModel):
         if start is not None:
             x = self._finite(self._images(start, "start", n, shape), "start")
             pad = [(0, 0), (0, sides[0] - shape[0]), (0, sides[1] - shape[1]), (0, 0)]
-            return self.chain_states(params, _padded(x, pad))
+            return self.chain_states(params, mirrored(x, pad))
         kept = self._state.carry.get("chain/x")
         if kept is not None and list(kept.shape[1:3]) == sides:
             return kept[namespace(kept).arange(n) % len(kept)]
@@ -299,7 +309,7 @@ class ImageModel(EnergyModel):
         xp = namespace(x)
         grown = xp.zeros((len(x), *sides, x.shape[3]), bool)
         grown[:, top : top + h, left : left + w] = known
-        return _padded(x, pad), grown
+        return mirrored(x, pad), grown
 
     def _cropped(self, x: Array, shape: tuple[int, ...]) -> Array:
         top, left = ((x.shape[1 + i] - shape[i]) // 2 for i in (0, 1))
@@ -321,8 +331,8 @@ class ImageModel(EnergyModel):
         mask, values, x = self._held_images(n, mask, values, start)
         shape = x.shape[1:3]
         x, known = self._edged(x, mask)
-        values = _padded(values, _pads(values.shape, x.shape))
-        size = max(1, _PIXELS_AT_ONCE // math.prod(x.shape[1:]))
+        values = mirrored(values, _pads(values.shape, x.shape))
+        size = max(1, PIXELS_AT_ONCE // math.prod(x.shape[1:]))
         parts = []
         for i, lo in enumerate(range(0, n, size)):
             rows = slice(lo, lo + size)
@@ -391,7 +401,7 @@ class ImageModel(EnergyModel):
         kernel = checked_sampler(HMC() if sampler is None else sampler)
         parts, shape, given = [], rows.event_shape, tuple(rows.X.shape[1:])
         with on_device(self._device):
-            for i, block in enumerate(rows.blocks(max(1, _PIXELS_AT_ONCE // math.prod(shape)))):
+            for i, block in enumerate(rows.blocks(max(1, PIXELS_AT_ONCE // math.prod(shape)))):
                 y = to_device(block, self._device).astype(self._dtype, copy=False)
                 wide, known = self._edged(y, namespace(y).ones(y.shape, bool))
                 xp = namespace(y)
@@ -417,7 +427,7 @@ def _pads(small: tuple[int, ...], large: tuple[int, ...]) -> list[tuple[int, int
     return [(lo, b - a - lo) for lo, a, b in zip(before, small, large, strict=True)]
 
 
-def _padded(x: Array, pads: list[tuple[int, int]]) -> Array:
+def mirrored(x: Array, pads: list[tuple[int, int]]) -> Array:
     """Mirrored beyond the edges, edge pixels not repeated; as far as there is something."""
     xp = namespace(x)
     for axis in (1, 2):

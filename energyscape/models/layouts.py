@@ -20,8 +20,9 @@ from typing import Any
 
 from energyscape.backend import Array, namespace
 from energyscape.convolution import windows
+from energyscape.verbs import check_count
 
-__all__ = ["Layout", "Sliding", "Tiles"]
+__all__ = ["Layout", "Sliding", "Tiles", "check_tiles"]
 
 
 class Layout:
@@ -172,3 +173,11 @@ class Sliding(Layout):
             for b in range(t):
                 out[:, a : a + down, b : b + across] += parts[:, :, :, a, b]
         return out
+
+
+def check_tiles(tile: Any, stride: Any) -> None:
+    """Raise ValueError where sets of windows cannot be shifted along the diagonal like that."""
+    check_count("tile", tile)
+    check_count("stride", stride)
+    if tile % stride:
+        raise ValueError(f"stride must divide tile, got {stride} and {tile}")

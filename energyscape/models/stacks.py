@@ -78,15 +78,25 @@ class Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         layers = self._chosen_layers()
         self._check(layers)
-        self._n_rows = len(as_rows(self, X, reset=True))
+        self._n_rows = len(self.read(X, reset=True))
         self.seed_ = draw_seed(self.random_state)
         fitted, codes = [], X
         for i, layer in enumerate(layers):
             fitted.append(fitted_model(layer, codes, (self.seed_ + i) % 2**31))
             if i + 1 < len(layers):
-                codes = _codes(fitted[-1], codes)
+                codes = self.codes_of(fitted[-1], codes)
         self.layers_ = fitted
         return self
+
+    def read(self, X: Any, reset: bool) -> Rows:
+        """Checked rows of users' data; notes their shape when ``reset``, else compares with it."""
+        return as_rows(self, X, reset)
+
+    def codes_of(self, layer: Any, X: Any) -> Any:
+        """What the layer above ``layer`` takes: arrays, whatever containers users have asked
+        scikit-learn for."""
+        with config_context(transform_output="default"):
+            return layer.transform(X)
 
     def _chosen_layers(self) -> list[Any]:
         if self.layers is None:
@@ -139,20 +149,26 @@ class Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._check_features(len(self.layers_))  # it may have been set since
-        as_rows(self, X, reset=False)
+        self.read(X, reset=False)
         codes, h = [], X
         last = len(self.layers_) - 1 if isinstance(self.features, str) else self.features
         for layer in self.layers_[: last % len(self.layers_) + 1]:
-            h = _codes(layer, h)
+            h = self.codes_of(layer, h)
             codes.append(h)
-        return namespace(h).concatenate(codes, axis=1) if self.features == "all" else h
+        if self.features != "all":
+            return h.reshape(len(h), -1)
+        return namespace(h).concatenate([code.reshape(len(code), -1) for code in codes], axis=1)
 
     @property
     def _n_features_out(self) -> int:
-        widths = [int(layer._n_features_out) for layer in self.layers_]
+        widths = self._widths()
         if self.features == "all":
             return sum(widths)
         return widths[-1 if self.features == "last" else int(self.features)]
+
+    def _widths(self) -> list[int]:
+        """Codes of each layer."""
+        return [int(layer._n_features_out) for layer in self.layers_]
 
     def inverse_transform(self, H: Any) -> Any:
         """Rows from codes of the last layer, by each layer's way back.
@@ -173,9 +189,9 @@ class Stack(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def reconstruct(self, X: Any) -> Any:
         """Rows from their own codes at the top, shape (n, n_features)."""
         check_is_fitted(self)
-        as_rows(self, X, reset=False)
+        self.read(X, reset=False)
         for layer in self.layers_:
-            X = _codes(layer, X)
+            X = self.codes_of(layer, X)
         return self.inverse_transform(X)
 
     # ------------------------------------------------------------ unrolled
@@ -272,18 +288,12 @@ def fitted_model(model: Any, X: Any, seed: int) -> Any:
     """A clone of ``model`` fitted on ``X``, or what a `FrozenEstimator` holds, as it is."""
     if isinstance(model, FrozenEstimator):
         check_is_fitted(model)
-        as_rows(model.estimator, X, reset=False)
+        model.estimator.read(X, reset=False)
         return model.estimator
     settings = model.get_params(deep=False)  # a clone would copy the users' callbacks, too
     state = settings["random_state"]
     settings["random_state"] = seed if state is None else clone(state, safe=False)
     return type(model)(**settings).fit(X)
-
-
-def _codes(layer: Any, X: Any) -> Any:
-    """What the layer above takes: arrays, whatever containers users have asked scikit-learn for."""
-    with config_context(transform_output="default"):
-        return layer.transform(X)
 
 
 @register

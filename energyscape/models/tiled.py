@@ -14,7 +14,7 @@ import numpy as np
 
 from energyscape.backend import Array, namespace
 from energyscape.models.gated_field import GatedField
-from energyscape.models.layouts import Sliding, Tiles
+from energyscape.models.layouts import Sliding, Tiles, check_tiles
 from energyscape.registry import register
 from energyscape.verbs import Params, check_count
 
@@ -97,10 +97,7 @@ class TiledMPoT(GatedField):
 
     def check_settings(self) -> None:
         super().check_settings()
-        check_count("tile", self.tile)
-        check_count("stride", self.stride)
-        if self.tile % self.stride:
-            raise ValueError(f"stride must divide tile, got {self.stride} and {self.tile}")
+        check_tiles(self.tile, self.stride)
 
     def layout(self) -> Tiles:
         return Tiles(int(self.tile), int(self.stride))
