@@ -39,7 +39,7 @@ height, width = shape[:2]
 known = np.zeros(shape, bool)
 known[: height // 2] = True
 X = np.asarray(table.X[:10], np.float32)
-if hasattr(model, "takes_images"):
+if hasattr(model, "image_shape_"):
     X = X.reshape(len(X), *shape)
 else:
     known = known.ravel()

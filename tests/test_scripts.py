@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from energyscape import cli
-from energyscape.models import MPoT, TiledMPoT
+from energyscape.models import DeepGatedMRF, MPoT, TiledMPoT, TiledRBM
 from energyscape.trainers import PCD
 
 Image = pytest.importorskip("PIL.Image")  # absent where only the GPU tests run
@@ -56,6 +56,12 @@ def test_pictures_of_gated_models(tmp_path: Path) -> None:
         assert "mean_filters.png" in said and "50 sweeps" in said
         with Image.open(tmp_path / "painted_in.png") as image:
             assert image.size == (2 * 71, 2 * 71)
+    images = np.random.default_rng(1).random((30, 7, 7)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    layers = [TiledMPoT(3, tile=2, stride=1, trainer=short), TiledRBM(3, trainer=short)]
+    DeepGatedMRF(layers).fit(images).save(tmp_path / "c.h5")
+    said = run("sample.py", tmp_path / "c.h5", tmp_path / "images.npy", "--out", tmp_path)
+    assert "filters" not in said and "50 sweeps" in said
 
 
 @pytest.mark.slow
