@@ -1,16 +1,20 @@
 """Filters of gated Markov random fields on patches of natural images: are they Gabors?
 
-    python benchmarks/gated_filters.py
+    python benchmarks/gated_filters.py --learned
 
 Rows: 100,000 patches of 16×16 from the training images of BSDS500, log(1 + grey level), less their
-mean, along their 190 leading principal components (99 % of the variance), whitened. Shown and
+mean, along their 190 leading principal components (99 % of the variance), whitened, and divided by
+their root mean square over components (its square plus 0.1), as the published models of patches
+divide them by their norm. (Without, patches differ most by their contrast; units of small γ in
+random directions, whose sum is a heavy-tailed density of the norm, are then what most filters are
+best at: 34 % of mPoT's filters were Gabors, and 76 % of ICA's, which cannot say that.) Shown and
 fitted is the feature of each covariance filter c: c de-whitened, which is what it is most like
 among patches, not the receptive field that whitening and filter make together. ICA's rows, the
 principal components and random directions get the same treatment. Every filter counts (of the
 components and random directions a sample); each is fitted by a Gabor function, by least squares
 within bounds that were set beforehand, from 8 starts at its spectral peak. Pools of a topography,
 and learned ones, are compared with shuffled ones by the orientation and the place of their filters'
-Gabors. Budget: 30 minutes.
+Gabors. Budget: 40 minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from gated_patches import KEPT_IN, fitted, white_rows
 
 SIZE, KEPT, TRAIN, FILTERS, MEANS = 16, 190, 100_000, 256, 100
 GRID = (16, 16)  # of the topography
-EPOCHS, OF_POOLS = 8, 5  # mPoT; models with pools
+EPOCHS, OF_POOLS = 16, 12  # mPoT; models with pools
 TORUS, LEARNED = "PoT, pools on a torus", "PoT, learned pools"
 SAMPLE = 100  # of the principal components, and random directions
 
@@ -143,6 +147,7 @@ def main() -> None:
     import numpy as np
 
     X, _, white = white_rows(SIZE, KEPT, TRAIN, 10)
+    X /= np.sqrt((X * X).mean(axis=1, keepdims=True) + np.float32(0.1))
     seen, record, made = {}, {}, {}
     for name, model in models().items():
         if name == LEARNED and not chosen.learned:
@@ -197,7 +202,8 @@ def main() -> None:
     pictures(shown, pools)
     least = record["ICA"]["share"] - 0.1
     text = [
-        f"{TRAIN:,} patches of {SIZE}×{SIZE}, {KEPT} whitened components; {FILTERS} filters, mPoT "
+        f"{TRAIN:,} patches of {SIZE}×{SIZE}, {KEPT} whitened components, each patch over its own "
+        f"deviation; {FILTERS} filters, mPoT "
         f"{MEANS} mean units besides; PCD at the defaults, batches of 128, {EPOCHS} epochs for "
         f"mPoT and {OF_POOLS} for models with pools. Features are filters de-whitened; a Gabor "
         "function fits one where R² > 0.8. All filters of a model are counted, and of principal "
@@ -207,9 +213,9 @@ def main() -> None:
         f"Targets: mPoT at least ICA's share less 10 points ({100 * least:.0f} %): "
         f"{verdict(record['mPoT']['share'] >= least)}. PCA and random directions at most 15 %: "
         f"{verdict(max(record[k]['share'] for k in ('PCA', 'random directions')) <= 0.15)}.",
-        f"mPoT's share in quarters of its filters, by rising γ: {by_weight} %. (Those of "
-        "small γ are mostly noise; whether more epochs settle them was not measured. Times are "
-        "those of a core that other work shared.)",
+        f"mPoT's share in quarters of its filters, by rising γ: {by_weight} %. On patches that "
+        "keep their contrast mPoT had 34 % after 8 epochs and ICA 76 %: units of small γ in random "
+        "directions stood for the contrast. (Times are those of a core that other work shared.)",
         "Filters of a pool beside shuffled ones (in brackets, mean of 1,000 arrangements): "
         "differences of orientation and of place between the Gabors of all pairs, good fits or "
         "not, by their weights in P.",
