@@ -357,6 +357,9 @@ def test_images_that_do_not_fit(tiled: TiledMPoT) -> None:
         tiled.sample(1, clamp=(np.zeros((10, 10)), textures(1, 10)))
     with pytest.raises(ValueError, match="shape out"):
         tiled.sample(1, shape=(9, 9), clamp=(np.zeros((10, 10), bool), textures(1, 10)))
+    held = np.ones((10, 10), bool), textures(1, 10)
+    with pytest.raises(CapabilityError, match="Gibbs cannot sample an image with an edge, of Til"):
+        tiled.sample(1, clamp=held, sampler=Gibbs())
     with pytest.raises(ValueError, match="NaN"):
         tiled.sample(1, start=np.full((10, 10), np.nan))
     with pytest.raises(ValueError, match="sigma"):

@@ -42,6 +42,16 @@ class TorusTarget(Target):
         return self.model.on_torus(self.params, x, self.beta)
 
 
+class EdgeTarget(Target):
+    """A field at images with an edge. Given hidden units only tori can be drawn: no Gibbs steps."""
+
+    has_sweep = False
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"an image with an edge, of {super().name}"
+
+
 class ImageModel(EnergyModel):
     """Base of models of whole images; subclasses say where windows lie and write the verbs."""
 
@@ -337,7 +347,7 @@ class ImageModel(EnergyModel):
         for i, lo in enumerate(range(0, n, size)):
             rows = slice(lo, lo + size)
             rng = stream(seed, Purpose.SAMPLE, 1 + i, self._device)
-            target = Clamped(Target(self, params, None, beta), known[rows], values[rows])
+            target = Clamped(EdgeTarget(self, params, None, beta), known[rows], values[rows])
             chains = target.hold(x[rows])
             run = sampler.run(target, chains, n_steps, rng, verbose=bool(self.verbose))
             parts.append(self._shown_images(self._cropped(run.x, shape)))
@@ -406,7 +416,7 @@ class ImageModel(EnergyModel):
                 wide, known = self._edged(y, namespace(y).ones(y.shape, bool))
                 xp = namespace(y)
                 noise = xp.where(known[0], sigma, xp.inf)
-                target = Posterior(Target(self, self._params), wide, noise)
+                target = Posterior(EdgeTarget(self, self._params), wide, noise)
                 rng = stream(seed, Purpose.SAMPLE, i, self._device)
                 run = kernel.run(
                     target, wide, n_steps, rng, n_warmup=n_warmup, reducers=[ChainMeans()]
