@@ -122,7 +122,7 @@ def pictures(shown: dict[str, Any], pools: list[tuple[Any, Any]]) -> None:
     import numpy as np
     from common import HERE
 
-    from energyscape.plotting import image_grid, save_png
+    from energyscape.plotting import image_grid, pool_members, save_png
 
     def save(name: str, panels: list[Any]) -> None:
         gap = np.full((len(panels[0]), 12), 255, np.uint8)
@@ -134,10 +134,7 @@ def pictures(shown: dict[str, Any], pools: list[tuple[Any, Any]]) -> None:
     save("gated_filters.png", grids)
     grids = []
     for P, images in pools:
-        # Pools at even distances in the model's order, each its 9 heaviest filters.
-        chosen = np.linspace(0, P.shape[1] - 1, 16).astype(int)
-        rows = [images[np.argsort(-P[:, k], kind="stable")[:9]] for k in chosen]
-        grids.append(image_grid(np.concatenate(rows), n_columns=9, symmetric=True))
+        grids.append(image_grid(pool_members(images, P), n_columns=9, symmetric=True))
     save("gated_pools.png", grids)
 
 

@@ -25,7 +25,7 @@ from energyscape.errors import EnergyscapeError
 from energyscape.evaluation import diagnose
 from energyscape.models.base import EnergyModel
 from energyscape.models.inputs import range_complaint
-from energyscape.plotting import save_curves, save_grid
+from energyscape.plotting import pool_members, save_curves, save_grid
 from energyscape.registry import registered, to_tree
 from energyscape.samplers import AIS
 from energyscape.trainers.base import Trainer
@@ -329,15 +329,21 @@ def diagnose_model(options: argparse.Namespace) -> None:
 
 
 def plot(options: argparse.Namespace) -> None:
-    """A picture of a model: filters, those of its mean units, samples or learning curves."""
+    """A picture of a model: filters, what they are like in the data (patterns), those of its mean
+    units, its pools, samples or learning curves."""
     _check_out(options.out, ".png")
     model = _load(options)
-    if options.what in _FILTERS:
+    if options.what in (*_FILTERS, "pools"):
         shape = getattr(model, "filter_shape", None) or _image_shape(options, model)
-        filters = getattr(model, _FILTERS[options.what], None)
-        if filters is None:
+        pools = model.params_.get("P") if options.what == "pools" else None
+        filters = getattr(model, _FILTERS.get(options.what, "patterns_"), None)
+        if filters is None or (options.what == "pools" and pools is None):
             raise UsageError(f"{type(model).__name__} has no {options.what}")
-        save_grid(options.out, filters[: options.n], image_shape=shape, symmetric=True)
+        if pools is None:
+            save_grid(options.out, filters[: options.n], image_shape=shape, symmetric=True)
+        else:
+            rows = pool_members(filters, pools, options.n, _OF_A_POOL)
+            save_grid(options.out, rows, image_shape=shape, symmetric=True, n_columns=_OF_A_POOL)
     elif options.what == "samples":
         size = {"shape": options.image_shape} if hasattr(model, "takes_images") else {}
         S = model.sample(options.n, random_state=options.seed, **size)
@@ -358,7 +364,12 @@ def _single(path: str | Path) -> Any:
     return model
 
 
-_FILTERS = {"filters": "components_", "mean-filters": "mean_components_"}
+_FILTERS = {
+    "filters": "components_",
+    "patterns": "patterns_",
+    "mean-filters": "mean_components_",
+}
+_OF_A_POOL = 9  # filters of a pool that are shown
 
 
 def _save_samples(out: str | Path, S: Any, options: argparse.Namespace, model: Any) -> None:
@@ -434,7 +445,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", help="a picture (.png, needs matplotlib)")
 
     sub = command("plot", plot, model=True)
-    sub.add_argument("what", choices=(*_FILTERS, "samples", "curves"))
+    sub.add_argument("what", choices=(*_FILTERS, "pools", "samples", "curves"))
     sub.add_argument("-n", type=_count, default=100)
     sub.add_argument("--out", required=True, help=".png")
     return parser

@@ -14,7 +14,7 @@ import numpy as np
 from energyscape.backend import to_host
 from energyscape.io import write_atomic
 
-__all__ = ["image_grid", "save_curves", "save_grid", "save_png", "save_traces"]
+__all__ = ["image_grid", "pool_members", "save_curves", "save_grid", "save_png", "save_traces"]
 
 
 def image_grid(
@@ -81,6 +81,38 @@ def save_grid(path: str | os.PathLike[str], rows: Any, zoom: int = 2, **options:
     """`image_grid` of ``rows``, enlarged ``zoom`` times, written as PNG."""
     grid = image_grid(rows, **options)
     save_png(path, grid.repeat(zoom, axis=0).repeat(zoom, axis=1))
+
+
+def pool_members(filters: Any, pools: Any, n_pools: int = 16, n_members: int = 9) -> np.ndarray:
+    """The heaviest filters of some pools, pool by pool: rows of a grid of ``n_members`` columns.
+
+    Parameters
+    ----------
+    filters : array, shape (n_filters, …)
+    pools : array, shape (n_filters, n_pools)
+        Weights P >= 0, as ``params_["P"]`` holds them.
+    n_pools : int, default 16
+        Shown, at even distances in the model's order.
+    n_members : int, default 9
+        Shown of each pool, heaviest first; zero where a pool has fewer.
+
+    Returns
+    -------
+    array, shape (pools shown * n_members, …)
+    """
+    filters, weights = np.asarray(to_host(filters)), np.asarray(to_host(pools))
+    if weights.ndim != 2 or len(weights) != len(filters):
+        raise ValueError(
+            f"pools of {len(filters)} filters have shape ({len(filters)}, n_pools), got "
+            f"{weights.shape}"
+        )
+    shown = np.linspace(0, weights.shape[1] - 1, min(n_pools, weights.shape[1])).astype(int)
+    rows = np.zeros((len(shown), n_members, *filters.shape[1:]), filters.dtype)
+    for row, pool in zip(rows, shown, strict=True):
+        heaviest = np.argsort(-weights[:, pool], kind="stable")[:n_members]
+        heaviest = heaviest[weights[heaviest, pool] > 0]
+        row[: len(heaviest)] = filters[heaviest]
+    return rows.reshape(-1, *filters.shape[1:])
 
 
 def save_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:

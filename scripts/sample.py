@@ -1,4 +1,4 @@
-"""Pictures of a trained model: samples, filters, and images painted in from their upper halves.
+"""Pictures of a trained model: samples, filters, pools, and images painted in from upper halves.
 
 python scripts/sample.py rbm.h5 digits --out out/samples
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 import energyscape
 from energyscape.data.reading import read_table
-from energyscape.plotting import save_grid
+from energyscape.plotting import pool_members, save_grid
 
 FRAMES = (1, 3, 5, 7, 10, 20, 30, 40, 50)  # sweeps after which the painting is shown
 
@@ -28,12 +28,22 @@ if shape is None:
     parser.error(f"rows of {options.data} are no images")
 save_grid(options.out / "samples.png", model.sample(100, n_steps=1000), image_shape=shape)
 made = ["samples.png"]
-for name, attribute in (("filters", "components_"), ("mean_filters", "mean_components_")):
+attributes = {
+    "filters": "components_",
+    "patterns": "patterns_",
+    "mean_filters": "mean_components_",
+}
+for name, attribute in attributes.items():
     filters = getattr(model, attribute, None)
     if filters is not None:
         size = getattr(model, "filter_shape", shape)
         save_grid(options.out / f"{name}.png", filters[:100], image_shape=size, symmetric=True)
         made.append(f"{name}.png")
+pools = getattr(model, "params_", {}).get("P")
+if pools is not None and hasattr(model, "patterns_"):
+    members = pool_members(model.patterns_, pools)
+    save_grid(options.out / "pools.png", members, image_shape=shape, symmetric=True, n_columns=9)
+    made.append("pools.png")
 
 height, width = shape[:2]
 known = np.zeros(shape, bool)

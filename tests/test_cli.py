@@ -23,7 +23,7 @@ import energyscape
 from energyscape import cli
 from energyscape.corruptions import Binarize
 from energyscape.data import load_digits
-from energyscape.models import RBM, GaussianRBM
+from energyscape.models import RBM, GaussianRBM, PoT
 from energyscape.optim import SGD, LinearDecay
 from energyscape.trainers import CD, FPCD, PCD
 from energyscape.training import Checkpoint, EarlyStopping, JsonLines
@@ -208,8 +208,15 @@ def test_models_of_images_take_images(run: Any, bits: Path, tmp_path: Path) -> N
     assert run("features", out, images, "--out", tmp_path / "h.npy").code == 0
     assert np.load(tmp_path / "h.npy").shape == (20, 20)
     assert run("evaluate", out, images).code == 0
-    for what in ("filters", "mean-filters"):
+    for what in ("filters", "patterns", "mean-filters"):
         assert run("plot", out, what, "--out", tmp_path / "p.png").code == 0
+    code, _, err = run("plot", out, "pools", "--out", tmp_path / "p.png")
+    assert code == 2 and "TiledMPoT has no pools" in err
+    rows = np.random.default_rng(1).standard_normal((30, 6)).astype(np.float32)
+    PoT(4, pools=2, trainer=PCD(n_epochs=1)).fit(rows).save(tmp_path / "pot.h5")
+    size = ["--image-shape", "2x3", "--out", tmp_path / "pools.png"]
+    assert run("plot", tmp_path / "pot.h5", "pools", *size).code == 0
+    assert (tmp_path / "pools.png").exists()
     code, _, err = run("train", bits, *settings)
     assert code == 2 and "--image-shape" in err
     rbm = tmp_path / "rbm.h5"

@@ -14,7 +14,7 @@ from cases import CASES
 
 from energyscape.evaluation import diagnose
 from energyscape.models import RBM
-from energyscape.plotting import image_grid, save_curves, save_grid, save_png
+from energyscape.plotting import image_grid, pool_members, save_curves, save_grid, save_png
 from energyscape.trainers import PCD
 
 Image = pytest.importorskip("PIL.Image")  # absent where only the GPU tests run
@@ -130,6 +130,16 @@ def test_the_input_is_left_alone() -> None:
 def test_rows_may_be_on_a_device(cupy: Any) -> None:
     rows = np.random.default_rng(0).random((3, 4))
     np.testing.assert_array_equal(image_grid(cupy.asarray(rows)), image_grid(rows))
+
+
+def test_the_heaviest_filters_of_pools_stand_first() -> None:
+    P = np.array([[0.2, 0.0], [0.0, 0.5], [0.8, 0.0], [0.0, 0.5]])
+    filters = np.arange(1.0, 5.0)[:, None] * np.ones((4, 6))
+    rows = pool_members(filters, P, n_members=3)
+    assert rows[:, 0].tolist() == [3, 1, 0, 2, 4, 0]
+    assert pool_members(filters.reshape(4, 2, 3), P, 1, 2).shape == (2, 2, 3)
+    with pytest.raises(ValueError, match="pools of 4 filters"):
+        pool_members(filters, P[:3])
 
 
 def test_grids_that_cannot_be() -> None:

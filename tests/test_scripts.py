@@ -47,13 +47,16 @@ def test_pictures_of_gated_models(tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((30, 6, 6)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
     short = PCD(n_epochs=1, n_chains=10, batch_size=10)
-    MPoT(4, n_mean_components=3, trainer=short).fit(images.reshape(30, 36)).save(tmp_path / "a.h5")
+    MPoT(4, n_mean_components=3, pools=2, trainer=short).fit(images.reshape(30, 36)).save(
+        tmp_path / "a.h5"
+    )
     TiledMPoT(3, n_mean_components=2, tile=4, trainer=short).fit(images).save(tmp_path / "b.h5")
     for model in ("a", "b"):
         said = run(
             "sample.py", tmp_path / f"{model}.h5", tmp_path / "images.npy", "--out", tmp_path
         )
-        assert "mean_filters.png" in said and "50 sweeps" in said
+        assert "patterns.png, mean_filters.png" in said and "50 sweeps" in said
+        assert ("pools.png" in said) == (model == "a")
         with Image.open(tmp_path / "painted_in.png") as image:
             assert image.size == (2 * 71, 2 * 71)
     images = np.random.default_rng(1).random((30, 7, 7)).astype(np.float32)

@@ -166,6 +166,8 @@ def test_filters_keep_one_length() -> None:
     lengths = np.sqrt((model.params_["C"] ** 2).sum(axis=1))
     assert lengths.shape == (2, 6) and np.allclose(lengths, lengths[0, 0], rtol=1e-5)
     assert model.components_.shape == (12, 16) and model.mean_components_.shape == (4, 16)
+    S = model.params_["S"]
+    assert np.allclose(model.patterns_ @ S @ S, model.components_, atol=1e-4)
 
 
 @pytest.mark.parametrize("trainer", [PCD, FPCD, CD], ids=lambda t: t.__name__)

@@ -434,6 +434,14 @@ class GatedMRF(ConditionalMixin, EnergyModel):
         return self._fitted(self.filters(self._params).T)
 
     @property
+    def patterns_(self) -> Any:
+        """S⁻¹C as rows: what the data are like where a filter answers, their covariance times the
+        filter, up to a factor; shape (n_components, n_features)."""
+        self._need_fit("patterns_")
+        S, C = self._params["S"], self._params["C"]
+        return self._fitted(namespace(S).linalg.solve(S, C).T)
+
+    @property
     def mean_components_(self) -> Any:
         """W', the weights of the mean units, which see u."""
         self._need_fit("mean_components_")

@@ -292,6 +292,15 @@ class GatedField(ImageModel):
         filters = self._params["S"] @ self._params["C"]
         return self._fitted(filters.transpose(0, 2, 1).reshape(-1, filters.shape[1]))
 
+    @property
+    def patterns_(self) -> Any:
+        """S⁻¹C as rows: what windows are like where a filter answers, up to a factor; the shape of
+        `components_`."""
+        self._need_fit("patterns_")
+        S, C = self._params["S"], self._params["C"]
+        patterns = namespace(S).linalg.solve(S, C.transpose(1, 0, 2).reshape(len(S), -1))
+        return self._fitted(patterns.T)
+
 
 def _noise(rng: Any, like: Array) -> Array:
     """Standard normal numbers for windows (sets, n, …), image by image."""

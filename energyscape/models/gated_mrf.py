@@ -87,6 +87,8 @@ class PoT(_HeavyTailed):
     ----------
     components_ : array, shape (n_components, n_features)
         Filters C'S, which see u.
+    patterns_ : array, shape (n_components, n_features)
+        What u is like where a filter answers: its covariance times the filter, up to a factor.
     params_ : dict
         ``C``, ``P`` where there is one, ``a`` (γ = e^a, without the Gaussian ½ + e^a), ``b`` and
         ``log_var`` (log σ²) where σ is finite, and the buffers ``S``, ``mean_v``, ``var_v``,
@@ -280,6 +282,8 @@ class CovarianceRBM(_Enumerable):
     ----------
     components_ : array, shape (n_components, n_features)
         Filters C'S, which see u.
+    patterns_ : array, shape (n_components, n_features)
+        What u is like where a filter answers: its covariance times the filter, up to a factor.
     params_ : dict
         ``C``, ``P``, ``d``, ``b``, ``log_var`` (log σ²), and the buffers
         ``S``, ``mean_v``, ``var_v``, ``deviation`` (and ``open``:
@@ -356,6 +360,8 @@ class McRBM(_Enumerable):
     ----------
     components_ : array, shape (n_components, n_features)
         Filters C'S, which see u.
+    patterns_ : array, shape (n_components, n_features)
+        What u is like where a filter answers: its covariance times the filter, up to a factor.
     mean_components_ : array, shape (n_mean_components, n_features)
         Weights W' of the mean units, which see u.
     params_ : dict
@@ -433,6 +439,8 @@ class MPoT(_HeavyTailed):
     ----------
     components_ : array, shape (n_components, n_features)
         Filters C'S, which see u.
+    patterns_ : array, shape (n_components, n_features)
+        What u is like where a filter answers: its covariance times the filter, up to a factor.
     mean_components_ : array, shape (n_mean_components, n_features)
         Weights W' of the mean units, which see u.
     params_ : dict

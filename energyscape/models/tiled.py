@@ -52,6 +52,9 @@ class TiledMPoT(GatedField):
     ----------
     components_ : array, shape (sets * n_components, tile * tile * channels)
         Covariance filters as they see pixels.
+    patterns_ : array, of that shape
+        What windows are like where a filter answers: their covariance times the filter, up to a
+        factor.
     mean_components_ : array, shape (sets * n_mean_components, tile * tile * channels)
         S⁻¹W, as pixels: by what a mean unit moves its window, up to a factor, where no constraint
         holds.
@@ -140,6 +143,8 @@ optional
     ----------
     components_ : array, shape (n_components, size * size * channels)
         Filters as they see pixels.
+    patterns_ : array, of that shape
+        As for `TiledMPoT`.
     image_shape_, params_, history_, n_iter_, n_features_in_, seed_, trainer_
         As for `TiledMPoT`, with one set and without mean units.
 
