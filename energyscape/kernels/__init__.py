@@ -46,11 +46,27 @@ def softplus_sum(a: Array) -> Array:
     t = np.abs(a)
     np.negative(t, out=t)
     np.exp(t, out=t)
-    np.log1p(t, out=t)
+    _log1p(t)
     total = t.sum(axis=1, dtype=np.float64)
     np.maximum(a, 0, out=t)
     total += t.sum(axis=1, dtype=np.float64)
     return total
+
+
+def _log1p(t: Array) -> None:
+    """log(1 + t) in place, for t >= 0, as accurate as log1p; in float32 nearly twice as quick.
+
+    With u = 1 + t as it is rounded, log u, which has vector instructions, and (t - (u - 1))/u for
+    what rounding took off.
+    """
+    if t.dtype != np.float32:
+        np.log1p(t, out=t)
+        return
+    one = np.float32(1)
+    u = t + one
+    t -= u - one
+    t /= u
+    t += np.log(u, out=u)
 
 
 def _softplus_sum_gpu(a: Array) -> Array:
