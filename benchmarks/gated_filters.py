@@ -14,7 +14,7 @@ principal components and random directions get the same treatment. Every filter 
 components and random directions a sample); each is fitted by a Gabor function, by least squares
 within bounds that were set beforehand, from 8 starts at its spectral peak. Pools of a topography,
 and learned ones, are compared with shuffled ones by the orientation and the place of their filters'
-Gabors. Budget: 40 minutes.
+Gabors. Budget: 60 minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gated_patches import KEPT_IN, fitted, white_rows
 
 SIZE, KEPT, TRAIN, FILTERS, MEANS = 16, 190, 100_000, 256, 100
 GRID = (16, 16)  # of the topography
-EPOCHS, OF_POOLS = 16, 12  # mPoT; models with pools
+EPOCHS, OF_POOLS = 32, 12  # mPoT; models with pools
 TORUS, LEARNED = "PoT, pools on a torus", "PoT, learned pools"
 SAMPLE = 100  # of the principal components, and random directions
 

@@ -19,6 +19,7 @@ import numpy as np
 from energyscape.backend import Array, namespace
 from energyscape.kernels import sigmoid, softplus_sum
 from energyscape.models.base import EnergyModel
+from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.states import (
     STATE_BLOCK,
     binary_states,
@@ -110,7 +111,7 @@ class BipartitePass(Pass):
         return {"mean/v": self.x.sum(axis=0), "mean/h": self.hidden().sum(axis=0)}
 
 
-class BipartiteModel(EnergyModel):
+class BipartiteModel(UnitsFromPass, EnergyModel):
     """What both machines share: everything about the hidden side, and the centred step."""
 
     centered: bool
@@ -157,22 +158,6 @@ class BipartiteModel(EnergyModel):
     ) -> BipartitePass:
         """One product x'W, and all that follows from it."""
         return BipartitePass(self, params, x, beta, base)
-
-    def free_energy(self, params: Params, x: Array) -> Array:
-        """F(x), shape (n,), float64."""
-        return self.forward(params, x).energy()
-
-    def free_energy_grad(self, params: Params, x: Array, weights: Array) -> Params:
-        """Σ_i w_i ∂F(x_i)/∂θ by name."""
-        return self.forward(params, x).grad(weights)
-
-    def sample_hidden(self, params: Params, x: Array, rng: Any, beta: Any = 1.0) -> Array:
-        """h ~ p(h|x), shape (n, n_components)."""
-        return self.forward(params, x, beta).sample_hidden(rng)
-
-    def encode(self, params: Params, x: Array) -> Array:
-        """p(h = 1|x), shape (n, n_components)."""
-        return self.forward(params, x).hidden()
 
     def joint_energy(self, params: Params, x: Array, h: Array) -> Array:
         """E(x, h) row by row, shape (n,), float64: what the tests sum over h."""

@@ -22,6 +22,7 @@ from energyscape.errors import CapabilityError, DivergenceError
 from energyscape.kernels import softplus_sum
 from energyscape.layers import Affine, LayerGrad, LayerPass, backward_chain
 from energyscape.models.base import EnergyModel
+from energyscape.models.from_pass import EnergyFromPass
 from energyscape.samplers import HMC, DenoisingChain
 from energyscape.trainers import Reconstruction
 from energyscape.verbs import Param, Params, Pass
@@ -72,7 +73,7 @@ class EncoderDecoderPass(Pass):
         return dx + self.model.target_slope(self.params, self.down[-1], self.up[0].x)
 
 
-class EncoderDecoder(EnergyModel):
+class EncoderDecoder(EnergyFromPass, EnergyModel):
     """Base of auto-encoders: subclasses name their layers and say how wide they are.
 
     With a squared loss and a linear output rows are standardised first (each feature's mean, one
@@ -315,14 +316,6 @@ class EncoderDecoder(EnergyModel):
         if base is not None or np.ndim(beta) or beta != 1.0:
             raise CapabilityError(f"{type(self).__name__} has no tempered pass: β = 1 alone")
         return EncoderDecoderPass(self, params, x)
-
-    def free_energy(self, params: Params, x: Array) -> Array:
-        """F(x), shape (n,), float64."""
-        return self.forward(params, x).energy()
-
-    def free_energy_grad(self, params: Params, x: Array, weights: Array) -> Params:
-        """Σ_i w_i ∂F(x_i)/∂θ by name."""
-        return self.forward(params, x).grad(weights)
 
     def input_grad(self, params: Params, x: Array) -> Array:
         """∂F/∂x, shape (n, n_features)."""

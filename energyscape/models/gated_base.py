@@ -14,6 +14,7 @@ from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, namespace
 from energyscape.models.base import EnergyModel
+from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.gated_conditional import ConditionalMixin, is_gaussian
 from energyscape.models.gated_pass import GatedPass
 from energyscape.models.gated_units import BinaryUnits, GammaUnits
@@ -34,7 +35,7 @@ _LONGEST_STEP = 0.03
 RIDGE = 1e-4  # of the mean variance, added to that of every direction before whitening
 
 
-class GatedMRF(ConditionalMixin, EnergyModel):
+class GatedMRF(UnitsFromPass, ConditionalMixin, EnergyModel):
     """What all four share; they say which units they have."""
 
     domain = "real"
@@ -311,21 +312,9 @@ class GatedMRF(ConditionalMixin, EnergyModel):
         """One product with the filters of each kind, and all that follows."""
         return GatedPass(self, params, x, beta, base)
 
-    def free_energy(self, params: Params, x: Array) -> Array:
-        """F(x), shape (n,), float64."""
-        return self.forward(params, x).energy()
-
-    def free_energy_grad(self, params: Params, x: Array, weights: Array) -> Params:
-        """Σ_i w_i ∂F(x_i)/∂θ by name."""
-        return self.forward(params, x).grad(weights)
-
     def input_grad(self, params: Params, x: Array) -> Array:
         """∂F/∂x, shape (n, n_features)."""
         return self.forward(params, x).input_grad()
-
-    def sample_hidden(self, params: Params, x: Array, rng: Any, beta: Any = 1.0) -> Array:
-        """Draws of the covariance units, then of the mean units, given x."""
-        return self.forward(params, x, beta).sample_hidden(rng)
 
     def encode(self, params: Params, x: Array) -> Array:
         """Activities in [0, 1]: of covariance units (1/(1 + z) or p(h = 1|x)), then of mean

@@ -32,6 +32,7 @@ import scipy.fft
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.models.field_pass import FieldPass
+from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.gated_base import FIRST_LENGTH, RIDGE, shorten
 from energyscape.models.gated_units import GammaUnits
 from energyscape.models.image_model import ImageModel
@@ -45,7 +46,7 @@ _TOLERANCE, _MOST_ROUNDS = 1e-5, 500  # of conjugate gradients
 _BENDS = np.geomspace(1e-4, 1.0, 25)  # κ² of the spectrum that are tried
 
 
-class GatedField(ImageModel):
+class GatedField(UnitsFromPass, ImageModel):
     """What tiled models and fields of experts share; they say where windows lie."""
 
     domain = "real"
@@ -159,21 +160,9 @@ class GatedField(ImageModel):
     def on_torus(self, params: Params, x: Array, beta: Any = 1.0) -> FieldPass:
         return FieldPass(self, params, x, beta, torus=True)
 
-    def free_energy(self, params: Params, x: Array) -> Array:
-        """F of images (n, h, w, c), shape (n,), float64."""
-        return self.forward(params, x).energy()
-
-    def free_energy_grad(self, params: Params, x: Array, weights: Array) -> Params:
-        """Σ_i w_i ∂F(x_i)/∂θ by name."""
-        return self.forward(params, x).grad(weights)
-
     def input_grad(self, params: Params, x: Array) -> Array:
         """∂F/∂x, the shape of x."""
         return self.forward(params, x).input_grad()
-
-    def sample_hidden(self, params: Params, x: Array, rng: Any, beta: Any = 1.0) -> Array:
-        """Draws of all units given images, as maps (n, down, across, units)."""
-        return self.forward(params, x, beta).sample_hidden(rng)
 
     def encode(self, params: Params, x: Array) -> Array:
         """Activities in [0, 1], shape (n, places down, across, units): 1/(1 + z) of covariance

@@ -16,6 +16,7 @@ import numpy as np
 from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.models import covariances
 from energyscape.models.base import EnergyModel
+from energyscape.models.from_pass import EnergyFromPass
 from energyscape.models.kmeans import KMeans
 from energyscape.models.moments import mean_and_spread
 from energyscape.registry import register
@@ -81,7 +82,7 @@ class MixturePass(Pass):
 
 
 @register
-class GaussianMixture(EnergyModel):
+class GaussianMixture(EnergyFromPass, EnergyModel):
     """Mixture of Gaussians with full, diagonal or spherical covariances.
 
     F is normalised: ``-energy(X)`` are exact log-likelihoods, and `sample` gives exact draws.
@@ -251,14 +252,6 @@ or (n_components,)
         w, d = params["w"].astype(np.float64), params["M"].shape[1]
         logs = w - _log_sum_exp(w) + self._kind.log_det(params["L"], d) - 0.5 * d * _LOG_2PI
         return logs[:, None]
-
-    def free_energy(self, params: Params, x: Array) -> Array:
-        """F(x) = -log p(x), shape (n,), float64."""
-        return self.forward(params, x).energy()
-
-    def free_energy_grad(self, params: Params, x: Array, weights: Array) -> Params:
-        """Σ_i w_i ∂F(x_i)/∂θ by name."""
-        return self.forward(params, x).grad(weights)
 
     def grad_from(self, params: Params, x: Array, hidden: Array, weights: Array) -> Params:
         """The same from p(k|x)."""

@@ -25,6 +25,7 @@ import numpy as np
 from energyscape.backend import Array, namespace
 from energyscape.kernels import sigmoid, softplus_sum
 from energyscape.models.bipartite import follow_means
+from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.image_model import ImageModel
 from energyscape.models.layouts import Tiles, check_tiles
 from energyscape.models.window_pass import WindowPass, flat, times
@@ -84,7 +85,7 @@ class MachinePass(WindowPass):
 
 
 @register
-class TiledRBM(ImageModel):
+class TiledRBM(UnitsFromPass, ImageModel):
     """Binary hidden units on windows of maps of binary units, such as `TiledMPoT.maps` gives.
 
     Parameters
@@ -249,22 +250,6 @@ class TiledRBM(ImageModel):
 
     def on_torus(self, params: Params, x: Array, beta: Any = 1.0) -> MachinePass:
         return MachinePass(self, params, x, beta, torus=True)
-
-    def free_energy(self, params: Params, x: Array) -> Array:
-        """F of maps (n, h, w, c), shape (n,), float64."""
-        return self.forward(params, x).energy()
-
-    def free_energy_grad(self, params: Params, x: Array, weights: Array) -> Params:
-        """Σ_i w_i ∂F(x_i)/∂θ by name."""
-        return self.forward(params, x).grad(weights)
-
-    def sample_hidden(self, params: Params, x: Array, rng: Any, beta: Any = 1.0) -> Array:
-        """Draws of all hidden units given maps, (n, down, across, units)."""
-        return self.forward(params, x, beta).sample_hidden(rng)
-
-    def encode(self, params: Params, x: Array) -> Array:
-        """p(h = 1|x), shape (n, places down, across, units), set by set."""
-        return self.forward(params, x).hidden()
 
     def given(self, params: Params, h: Array, rng: Any = None, beta: Any = 1.0) -> Array:
         """Rates on the torus given maps ``h`` of hidden units, or with ``rng`` a draw."""
