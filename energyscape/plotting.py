@@ -170,7 +170,7 @@ def save_curves(
         for key in panel:
             axes.plot(history["epoch"], history[key], label=key.replace("_", " "))
         axes.set_xlabel("epoch")
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(loc="upper right", frameon=False, fontsize="small")
     figure.savefig(path, dpi=120, format="png")
 
 

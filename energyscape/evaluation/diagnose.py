@@ -98,7 +98,7 @@ class Diagnosis:
         for name, energy in self.energies.items():
             axes[1, 0].hist(energy, bins=60, range=(low, high), alpha=0.5, label=name)
         axes[1, 0].set(title="energies", xlabel="F", ylabel="points")
-        axes[1, 0].legend(frameon=False)
+        axes[1, 0].legend(loc="upper right", frameon=False)
         if self.image_shape is not None:
             grid = image_grid(self.filters[:100], self.image_shape, symmetric=True)
             axes[1, 1].imshow(grid, cmap="gray")
