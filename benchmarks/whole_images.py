@@ -9,11 +9,14 @@ machines on its activities (2×2 windows of all maps below), trained on crops of
 marginals of a fixed bank of filters (differences across and down at three scales, Laplacians at
 two) with those of test images: KL divergence of histograms in 81 bins over ± 4 deviations of the
 test images, in nats. Seams: mean squared difference of neighbours at each phase of the tiles,
-borders of any set over the rest. Budget: 60 minutes, most of it for the experts at every place.
+borders of any set over the rest. With --models the other models' figures are those of earlier
+commands. Budget: two hours, most of it for the experts at every place.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from common import HERE, Clock, options, table, write
@@ -21,7 +24,17 @@ from common import HERE, Clock, options, table, write
 SIDE, SAMPLES, STEPS, ROWS, EPOCHS = 128, 9, 300, 8_000, 8
 DEEP, DEEP_SIDE, DEEP_ROWS, DEEP_EPOCHS = "tiled mPoT, three layers", 94, 2_000, 20
 TILE, STRIDE = 8, 2
+ORDER = (
+    *("test images", "training images", "stationary Gaussian"),
+    *("pair-wise", "experts", "tiled PoT", "tiled mPoT", DEEP),
+)
+OUT, RECORD = HERE.parent / "out", HERE / "results" / "whole_images.json"
 PICTURE = HERE.parent / "docs" / "images" / "whole_images.png"
+
+
+def samples_of(name: str) -> Path:
+    """Where samples are kept for the picture of later commands."""
+    return OUT / f"whole_images_{name.replace(', ', '_').replace(' ', '_')}.npy"
 
 
 def halves(folder: str, name: str) -> list[Any]:
@@ -155,37 +168,27 @@ def main() -> None:
 
     train = halves("bsds500_train100", "bsds500_train100_gray")
     test = crops(halves("bsd68", "bsd68_gray"), 200, SIDE, 1)
-    known, panels = responses(test), [test[:SAMPLES]]
-    lines, record = [], {}
+    known = responses(test)
+    kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
 
-    def line(name: str, x: Any, fit: float, draw: float) -> None:
+    def look(name: str, x: Any, fit: float = 0, draw: float = 0) -> None:
         found = responses(x)
-        own = {
+        kept[name] = {
             "divergence": divergence(known, found),
             "kurtosis": kurtosis(found),
             "spread": float(np.std(x) / test.std()),
             "seams": seams(x),
             "fit": fit,
             "draw": draw,
+            "commit": chosen.commit,
         }
-        record[name] = own
-        times = "" if not draw else f"{fit:.0f} s, {draw:.0f} s"
-        lines.append(
-            [
-                name,
-                f"**{own['divergence']:.3f}**",
-                f"{own['kurtosis']:.1f}",
-                f"{own['spread']:.2f}",
-                f"{own['seams']:.3f}",
-                times,
-            ]
-        )
-        print(lines[-1], flush=True)
+        np.save(samples_of(name), np.asarray(x[:SAMPLES], np.float32))
+        print(name, kept[name], flush=True)
 
-    line("test images", test, 0, 0)
-    line("training images", crops(train, 200, SIDE, 4), 0, 0)
-    panels.append(gaussian(train, SAMPLES))
-    line("stationary Gaussian", gaussian(train, 100), 0, 0)
+    OUT.mkdir(exist_ok=True)
+    look("test images", test)
+    look("training images", crops(train, 200, SIDE, 4))
+    look("stationary Gaussian", gaussian(train, 100))
     wanted = models()
     if chosen.models:
         wanted = {name: wanted[name] for name in chosen.models.split(",")}
@@ -193,20 +196,31 @@ def main() -> None:
         clock = Clock()
         model.fit(crops(train, ROWS, side, 0))
         fit = clock()
-        x = model.sample(SAMPLES, shape=(SIDE, SIDE), n_steps=STEPS)
-        line(name, x, fit, clock())
-        panels.append(x)
-        model.save(HERE.parent / "out" / f"whole_images_{name.replace(' ', '_')}.h5")
+        look(name, model.sample(SAMPLES, shape=(SIDE, SIDE), n_steps=STEPS), fit, clock())
+        model.save(samples_of(name).with_suffix(".h5"))
         if name == "tiled mPoT":
             clock = Clock()
             stack = deep(model).fit(crops(train, DEEP_ROWS, DEEP_SIDE, 5))
             fit = clock()
-            x = stack.sample(SAMPLES, shape=(SIDE, SIDE), n_steps=STEPS)
-            line(DEEP, x, fit, clock())
-            panels.append(x)
-            stack.save(HERE.parent / "out" / "whole_images_deep.h5")
+            look(DEEP, stack.sample(SAMPLES, shape=(SIDE, SIDE), n_steps=STEPS), fit, clock())
+            stack.save(samples_of(DEEP).with_suffix(".h5"))
+    record = {name: kept[name] for name in ORDER if name in kept}
+    lines = [
+        [
+            name,
+            f"**{own['divergence']:.3f}**",
+            f"{own['kurtosis']:.1f}",
+            f"{own['spread']:.2f}",
+            f"{own['seams']:.3f}",
+            f"{own['fit']:.0f} s, {own['draw']:.0f} s" if own["draw"] else "",
+            own["commit"],
+        ]
+        for name, own in record.items()
+    ]
+    panels = {name: np.load(samples_of(name)) for name in record if samples_of(name).exists()}
+    panels.pop("training images")
     grids = []
-    for x in panels:
+    for x in panels.values():
         grids.append(image_grid(np.asarray(x[:4], np.float64), scale="each"))
         grids.append(np.full((len(grids[0]), 8), 255, np.uint8))
     save_png(PICTURE, np.hstack(grids[:-1]))
@@ -219,9 +233,9 @@ def main() -> None:
         "(mean over 8 filters, nats), the median of their kurtoses, the deviation of pixels over "
         "that of the test crops, and squared differences on borders of tiles over the others "
         "(target 1 ± 0.05).",
-        table(["", "divergence", "kurtosis", "spread", "seams", "fit, samples"], lines),
-        "Samples: `docs/images/whole_images.png`, from the left test images and the models in this "
-        "order.",
+        table(["", "divergence", "kurtosis", "spread", "seams", "fit, samples", "commit"], lines),
+        f"Samples: `docs/images/whole_images.png`, from the left {', '.join(panels)}.",
+        *(f"{name}: not measured." for name in ORDER if name not in record),
     ]
     write(chosen, "whole_images", "Whole images", "\n\n".join(text), record)
 
