@@ -236,9 +236,9 @@ def main() -> None:
         table(["", "divergence", "kurtosis", "spread", "seams", "fit, samples", "commit"], lines),
         f"Samples: `docs/images/whole_images.png`, from the left {', '.join(panels)}.",
         *(f"{name}: not measured." for name in ORDER if name not in record),
-        "Eight epochs do not settle a tiled mPoT: this command at an earlier commit that differs in "
-        "rounding alone gave a divergence of 0.132 and a spread of 1.53 (seams 0.948), and 24 epochs "
-        "0.262 and 1.80 (seams 0.871).",
+        "Eight epochs do not settle a tiled mPoT: this command at an earlier commit that differs "
+        "in rounding alone gave a divergence of 0.132 and a spread of 1.53 (seams 0.948), and 24 "
+        "epochs 0.262 and 1.80 (seams 0.871).",
     ]
     write(chosen, "whole_images", "Whole images", "\n\n".join(text), record)
 
