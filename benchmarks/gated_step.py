@@ -40,7 +40,7 @@ def floor(pools: bool) -> float:
     both, out, wide = array(2 * BATCH, D), array(2 * BATCH, K), array(2 * BATCH, D)
     grads, one = array(D, K), np.float32(1)
     P, squares, pooled = array(FILTERS, FILTERS), array(BATCH, FILTERS), array(BATCH, FILTERS)
-    wide_pooled = array(2 * BATCH, FILTERS)
+    back, wide_pooled = array(BATCH, FILTERS), array(2 * BATCH, FILTERS)
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -50,7 +50,7 @@ def floor(pools: bool) -> float:
                 np.multiply(r, one, out=r)
                 if pools:
                     np.matmul(squares, P, out=pooled)
-                    np.matmul(pooled, P.T, out=squares)
+                    np.matmul(pooled, P.T, out=back)
                 np.matmul(r, M.T, out=g)
                 for a in (g, q, x):
                     np.multiply(a, one, out=a)
