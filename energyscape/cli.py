@@ -333,17 +333,18 @@ def plot(options: argparse.Namespace) -> None:
     units, its pools, samples or learning curves."""
     _check_out(options.out, ".png")
     model = _load(options)
-    if options.what in (*_FILTERS, "pools"):
+    if options.what in _FILTERS:
         shape = getattr(model, "filter_shape", None) or _image_shape(options, model)
-        pools = model.params_.get("P") if options.what == "pools" else None
-        filters = getattr(model, _FILTERS.get(options.what, "patterns_"), None)
-        if filters is None or (options.what == "pools" and pools is None):
+        rows, columns = getattr(model, _FILTERS[options.what], None), None
+        pools = model.params_.get("P")
+        if rows is None or (options.what == "pools" and pools is None):
             raise UsageError(f"{type(model).__name__} has no {options.what}")
-        if pools is None:
-            save_grid(options.out, filters[: options.n], image_shape=shape, symmetric=True)
+        if options.what == "pools":
+            columns = _OF_A_POOL
+            rows = pool_members(rows, pools, options.n, columns)
         else:
-            rows = pool_members(filters, pools, options.n, _OF_A_POOL)
-            save_grid(options.out, rows, image_shape=shape, symmetric=True, n_columns=_OF_A_POOL)
+            rows = rows[: options.n]
+        save_grid(options.out, rows, image_shape=shape, symmetric=True, n_columns=columns)
     elif options.what == "samples":
         size = {"shape": options.image_shape} if hasattr(model, "takes_images") else {}
         S = model.sample(options.n, random_state=options.seed, **size)
@@ -368,6 +369,7 @@ _FILTERS = {
     "filters": "components_",
     "patterns": "patterns_",
     "mean-filters": "mean_components_",
+    "pools": "patterns_",
 }
 _OF_A_POOL = 9  # filters of a pool that are shown
 
@@ -445,7 +447,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", help="a picture (.png, needs matplotlib)")
 
     sub = command("plot", plot, model=True)
-    sub.add_argument("what", choices=(*_FILTERS, "pools", "samples", "curves"))
+    sub.add_argument("what", choices=(*_FILTERS, "samples", "curves"))
     sub.add_argument("-n", type=_count, default=100)
     sub.add_argument("--out", required=True, help=".png")
     return parser

@@ -231,6 +231,10 @@ def test_stacks_of_images(tmp_path: Any) -> None:
         np.testing.assert_array_equal(x, stack.sample(3, n_steps=2, **settings))
         np.testing.assert_array_equal(x, again.sample(3, n_steps=2, **settings))
     assert (x[:, mask] == values[:, mask]).all()
+    rows = np.random.default_rng(3).standard_normal((60, 5))
+    stack.set_params(layers=[PoT(3, **SHORT), RBM(2, **SHORT)]).fit(rows)
+    assert stack.transform(rows).shape == (60, 2) and not hasattr(stack, "image_shape_")
+    stack.set_params(layers=layers, features="last").fit(X)
     frozen = [FrozenEstimator(stack.layers_[0]), TiledRBM(3, **SHORT)]
     other = DeepGatedMRF(frozen, random_state=0).fit(textures(30, 11, channels=2))
     assert other.transform(textures(2, 11, channels=2)).shape == (2, 24)

@@ -8,7 +8,7 @@ import numpy as np
 
 from energyscape.backend import THREADS, Array, is_gpu_array, launch, namespace
 
-__all__ = ["descend", "leapfrog", "sigmoid", "softplus_sum"]
+__all__ = ["descend", "leapfrog", "log1p", "sigmoid", "softplus_sum"]
 
 # Elements that stay in the second-level cache with the arrays beside them.
 _BLOCK = 1 << 15
@@ -46,27 +46,28 @@ def softplus_sum(a: Array) -> Array:
     t = np.abs(a)
     np.negative(t, out=t)
     np.exp(t, out=t)
-    _log1p(t)
+    log1p(t, out=t)
     total = t.sum(axis=1, dtype=np.float64)
     np.maximum(a, 0, out=t)
     total += t.sum(axis=1, dtype=np.float64)
     return total
 
 
-def _log1p(t: Array) -> None:
-    """log(1 + t) in place, for t >= 0, as accurate as log1p; in float32 nearly twice as quick.
+def log1p(t: Array, out: Array = None) -> Array:
+    """log(1 + t) for t >= 0, as accurate as NumPy's; in float32 nearly twice as quick.
 
     With u = 1 + t as it is rounded, log u, which has vector instructions, and (t - (u - 1))/u for
-    what rounding took off.
+    what rounding took off. ``out`` may be ``t``.
     """
-    if t.dtype != np.float32:
-        np.log1p(t, out=t)
-        return
+    xp = namespace(t)
+    if is_gpu_array(t) or t.dtype != np.float32:
+        return xp.log1p(t, out=out)
     one = np.float32(1)
     u = t + one
-    t -= u - one
-    t /= u
-    t += np.log(u, out=u)
+    rest = np.subtract(t, u - one, out=out)
+    rest /= u
+    rest += np.log(u, out=u)
+    return rest
 
 
 def _softplus_sum_gpu(a: Array) -> Array:

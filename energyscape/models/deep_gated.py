@@ -76,6 +76,11 @@ class DeepGatedMRF(Stack):
     def default_layers(self) -> list[Any]:
         return [MPoT(256, n_mean_components=128), RBM(256)]
 
+    def fit(self, X: Any, y: Any = None) -> Any:
+        for name in ("layers_", "image_shape_"):  # of an earlier fit, maybe of the other kind
+            self.__dict__.pop(name, None)
+        return super().fit(X, y)
+
     @property
     def _of_images(self) -> bool:
         """Whether the lowest layer is a field of whole images."""

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
-from energyscape.kernels import sigmoid, softplus_sum
-from energyscape.models.gated_units import log1p
+from energyscape.kernels import log1p, sigmoid, softplus_sum
 from energyscape.models.window_pass import WindowPass, flat, times
 from energyscape.verbs import Params, is_one
 

@@ -28,5 +28,6 @@ class UnitsFromPass(EnergyFromPass):
         return self.forward(params, x, beta).sample_hidden(rng)
 
     def encode(self: Any, params: Params, x: Array) -> Array:
-        """Mean activities given x, of binary units p(h = 1|x), the shape of h."""
+        """Activities given x, the shape of h: of binary units p(h = 1|x), of Gamma units
+        E[h|x]/γ; covariance units before mean units, each set by set."""
         return self.forward(params, x).hidden()

@@ -316,11 +316,6 @@ class GatedMRF(UnitsFromPass, ConditionalMixin, EnergyModel):
         """∂F/∂x, shape (n, n_features)."""
         return self.forward(params, x).input_grad()
 
-    def encode(self, params: Params, x: Array) -> Array:
-        """Activities in [0, 1]: of covariance units (1/(1 + z) or p(h = 1|x)), then of mean
-        units; shape (n, n_features_out)."""
-        return self.forward(params, x).hidden()
-
     def joint_energy(self, params: Params, x: Array, h: Array) -> Array:
         """E(x, h, g) row by row, with h and g side by side, shape (n,), float64."""
         known = self.fields(params, x)

@@ -164,11 +164,6 @@ class GatedField(UnitsFromPass, ImageModel):
         """∂F/∂x, the shape of x."""
         return self.forward(params, x).input_grad()
 
-    def encode(self, params: Params, x: Array) -> Array:
-        """Activities in [0, 1], shape (n, places down, across, units): 1/(1 + z) of covariance
-        units, set by set, then rates of mean units, set by set."""
-        return self.forward(params, x).hidden()
-
     # ------------------------------------------------------------ coordinates of chains
 
     def chain_states(self, params: Params, torus: Array) -> Array:

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from energyscape.backend import Array, namespace, to_host
-from energyscape.kernels import sigmoid, softplus_sum
+from energyscape.kernels import log1p, sigmoid, softplus_sum
 from energyscape.verbs import Param, Params, as_column, is_one
 
 _TINY = 1e-300
@@ -202,9 +202,3 @@ class BinaryUnits:
 
     def _field(self, params: Params, z: Array) -> Array:
         return params["d"] - z
-
-
-def log1p(z: Array) -> Array:
-    """log(1 + z) of z >= 0, to the last place of 1 + z; five times quicker than log1p."""
-    z = z + z.dtype.type(1)
-    return namespace(z).log(z, out=z)

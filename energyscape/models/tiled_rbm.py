@@ -1,7 +1,7 @@
 """Restricted Boltzmann machine of maps of binary units, connected within windows.
 
-    E(x, h) = -Σ_windows b'w/q + c'h + w'Wh
-    F(x)    = -Σ_windows b'w/q + Σ_j softplus(c_j + W_j'w)
+    E(x, h) = -Σ_windows [b'w/q + c'h + w'Wh]
+    F(x)    = -Σ_windows [b'w/q + Σ_j softplus(c_j + W_j'w)]
 
 with w the units of all maps in a window and q the number of windows that a place lies in, so that
 on a torus every place has the bias b. Each set of windows, shifted along the diagonal, has weights
