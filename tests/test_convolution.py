@@ -10,8 +10,17 @@ import pytest
 import standin
 from scipy.signal import correlate
 
+from energyscape import convolution
 from energyscape.backend import to_host
-from energyscape.convolution import adjoint, convolve, filters_grad, pool, pool_grad, windows
+from energyscape.convolution import (
+    adjoint,
+    convolve,
+    filters_grad,
+    overlap_add,
+    pool,
+    pool_grad,
+    windows,
+)
 
 MODES = ["valid", "full", "same"]
 SIZES = [(1, 1), (3, 3), (2, 4), (4, 3)]
@@ -53,6 +62,18 @@ def test_the_adjoint_is_one(size: tuple[int, int], mode: str) -> None:
     # A negative control: the adjoint of turned filters is not that of these.
     wrong = adjoint(dy, filters[:, ::-1, ::-1], mode)
     assert size == (1, 1) or abs((x * wrong).sum() - product) > 1e-6 * scale
+
+
+@pytest.mark.parametrize("at_once", [1, 1000, 10**9])
+def test_windows_add_up_where_they_lie(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Window by window with NumPy, however many images are added up together."""
+    monkeypatch.setattr(convolution, "_PLANES_AT_ONCE", at_once)
+    rows = np.random.default_rng(0).standard_normal((5, 6 * 3, 2 * 4 * 3))
+    found = overlap_add(rows, (2, 4), (5, 7, 6, 3))
+    wanted = np.zeros((5, 7, 6, 3))
+    for place, (i, j) in enumerate(itertools.product(range(6), range(3))):
+        wanted[:, i : i + 2, j : j + 4] += rows[:, place].reshape(5, 2, 4, 3)
+    np.testing.assert_allclose(found, wanted, atol=1e-14)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from energyscape.backend import Array, namespace
-from energyscape.convolution import windows
+from energyscape.convolution import overlap_add, windows
 from energyscape.verbs import check_count
 
 __all__ = ["Layout", "Sliding", "Tiles", "check_tiles"]
@@ -165,14 +165,7 @@ class Sliding(Layout):
         return views.reshape(1, n, down * across, -1)
 
     def paste(self, rows: Array, shape: tuple[int, ...]) -> Array:
-        (n, h, w, c), t = shape, self.size
-        down, across = self.places(h, w)
-        parts: Any = rows.reshape(n, down, across, t, t, c)
-        out = namespace(rows).zeros(shape, rows.dtype)
-        for a in range(t):
-            for b in range(t):
-                out[:, a : a + down, b : b + across] += parts[:, :, :, a, b]
-        return out
+        return overlap_add(rows[0], (self.size, self.size), shape)
 
 
 def check_tiles(tile: Any, stride: Any) -> None:
