@@ -288,7 +288,7 @@ class Monitor:
             info |= {f"{key}_valid": value for key, value in there.items()}
             info |= {f"{key}_gap": there[key] - here[key] for key in here}
         if not speaks(model, ("encode", "decode")):
-            x = self.train[0]
+            x = self.train[0][: model.decoded_rows]
             mean = model.decode(params, model.encode(params, x))
             info["reconstruction"] = ((x - mean) ** 2).mean()
         rng = stream(plan.seed, Purpose.REPORT, state.epoch + 2, plan.device)

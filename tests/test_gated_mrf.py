@@ -67,6 +67,16 @@ def test_a_single_unit_or_feature_has_the_gradient_of_many_calls(model: Any, fea
     )
 
 
+def test_the_history_solves_no_more_systems_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One linear system a row, which at 1000 rows took as long as 100 updates."""
+    solved, decode = [], PoT.decode
+    monkeypatch.setattr(
+        PoT, "decode", lambda self, p, h: solved.append(len(h)) or decode(self, p, h)
+    )
+    PoT(4, trainer=PCD(n_epochs=2), random_state=0).fit(np.tile(X4, (50, 1)))
+    assert solved == [100, 100]
+
+
 @pytest.mark.parametrize("pools", [None, 2])
 @pytest.mark.parametrize("means", [0, 2])
 def test_gamma_units_integrate_out(pools: Any, means: int) -> None:

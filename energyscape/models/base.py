@@ -63,6 +63,8 @@ class EnergyModel(
     domain: ClassVar[str]
     # Where codes lie ("real", "unit" for [0, 1], "nonneg"), as the next layer of a stack asks.
     codes: ClassVar[str] = "real"
+    # Rows that the history's reconstruction is taken at, up to the trainer's monitor_rows.
+    decoded_rows: ClassVar[int] = 1000
 
     n_components: int
     trainer: Any

@@ -80,12 +80,13 @@ class ConditionalMixin:
                 known, free = held[0][rows], held[1] if held[1].ndim == 1 else held[1][rows]
                 u = (known - params["mean_v"]) / params["deviation"]
                 precision, pull = _freed(precision, pull, u.astype(np.float64), free)
-            root = xp.linalg.cholesky(precision)
-            # Λ = LL': u = L'⁻¹(L⁻¹ pull + ξ).
-            u = _solve(root, pull, xp)
-            if noise is not None:
+            if noise is None:
+                u = _solve(precision, pull, xp)
+            else:  # Λ = LL': u = L'⁻¹(L⁻¹ pull + ξ)
+                root = xp.linalg.cholesky(precision)
+                u = _solve(root, pull, xp)
                 u += noise[rows].astype(np.float64)
-            u = _solve(root.transpose(0, 2, 1), u, xp)
+                u = _solve(root.transpose(0, 2, 1), u, xp)
             x[rows] = u * params["deviation"] + params["mean_v"]
         return x if held is None else xp.where(held[1], x, held[0])
 
