@@ -13,6 +13,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import energyscape
+from energyscape.backend import Purpose, stream
 from energyscape.errors import CapabilityError
 from energyscape.models import (
     RBM,
@@ -61,12 +62,20 @@ def held_to(x: np.ndarray, mean: np.ndarray, cov: np.ndarray) -> None:
     assert abs(np.cov(z.T) - np.eye(len(mean))).max() * np.sqrt(n / 2) < SIGMAS
 
 
+def stiff(params: dict[str, np.ndarray]) -> None:
+    """γ of 1e10 with filters that much shorter: draws of h are within 1e-4 of their means, so that
+    x is Gaussian."""
+    params["C"] *= np.exp(0.5 * (params["a"] - np.log(1e10)))[..., None, :]
+    params["a"][...] = np.log(1e10)
+
+
 ACTIVITY = np.linspace(0.2, 0.8, 7)
 
 
 def test_samples_have_the_covariance_that_activities_choose() -> None:
     stack = independent(PoT(7, **SHORT), ACTIVITY)
     bottom = stack.layers_[0]
+    stiff(bottom._state.params)
     h = ACTIVITY * bottom.units.shapes(bottom._params)
     held_to(stack.sample(20_000, n_steps=1), *moments(stack, h))
 
@@ -74,11 +83,40 @@ def test_samples_have_the_covariance_that_activities_choose() -> None:
 def test_values_that_are_held_shift_the_others() -> None:
     stack = independent(PoT(7, **SHORT), ACTIVITY)
     bottom = stack.layers_[0]
+    stiff(bottom._state.params)
     mask = np.array([True, False, True, False, False])
     x = stack.sample(20_000, n_steps=2, clamp=(mask, X[0]))
     assert (x[:, mask] == X[0, mask]).all()
     h = ACTIVITY * bottom.units.shapes(bottom._params)
     held_to(x[:, ~mask], *oracles.gaussian_given(*moments(stack, h), mask, X[0]))
+
+
+def test_gamma_units_are_drawn() -> None:
+    """The mean variance over their states, and not that at their means, which is less: a unit that
+    is nearly off in some rows lets go of its direction there."""
+    stack = independent(PoT(7, **SHORT), ACTIVITY)
+    bottom = stack.layers_[0]
+    bottom._state.params["a"][...] = np.log(0.1)
+    shapes = bottom.units.shapes(bottom._params)
+    x = stack.sample(20_000, n_steps=1)
+    squares = (x - bottom.params_["mean_v"]) ** 2
+    drawn = ACTIVITY * np.random.default_rng(1).gamma(shapes, size=(20_000, 7))
+    precision, _ = bottom.conditional(bottom._params, drawn)
+    var = bottom.params_["deviation"][0] ** 2 * np.linalg.inv(precision).diagonal(0, 1, 2)
+    error = np.sqrt((squares.var(axis=0) + var.var(axis=0)) / 20_000)
+    assert (abs(squares.mean(axis=0) - var.mean(axis=0)) < SIGMAS * error).all()
+    at_means = moments(stack, ACTIVITY * shapes)[1].diagonal()
+    assert (squares.mean(axis=0) - at_means > SIGMAS * error).any()
+
+
+@pytest.mark.parametrize("bottom", [PoT(7, **SHORT), CovarianceRBM(7, **SHORT)])
+def test_units_at_an_activity_are_those_given_the_row_that_has_it(bottom: Any) -> None:
+    units, params = bottom.fit(X).units, bottom._params
+    z = bottom.forward(params, X).known["z"]
+    given = units.sample(params, z, stream(1, Purpose.SAMPLE, 0), 1.0)
+    at = units.sample_at(params, units.activity(params, z), stream(1, Purpose.SAMPLE, 0))
+    assert given.std() > 0
+    np.testing.assert_allclose(at, given, rtol=1e-12)
 
 
 def test_mean_units_are_drawn() -> None:
@@ -150,6 +188,7 @@ def independent_maps(activity: np.ndarray) -> DeepGatedMRF:
     upper = TiledRBM(2, **SHORT).fit(lower.maps(textures(40, 7)))
     upper._state.params["W"][...] = 0
     upper._state.params["b"][...] = np.log(activity / (1 - activity))
+    stiff(lower._state.params)
     layers = [FrozenEstimator(lower), FrozenEstimator(upper)]
     return DeepGatedMRF(layers, random_state=0).fit(textures(40, 7))
 

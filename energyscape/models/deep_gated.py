@@ -2,8 +2,9 @@
 
 The hidden units of a gated model say where its constraints hold; machines above learn which of them
 fail together. Layers are trained one after the other on activities in [0, 1], those of Gamma units
-being E[h]/γ. On the way down an activity q of a Gamma unit stands for h = γq, the mean units are
-drawn, and x is drawn from its Gaussian given them, whose covariance they have chosen.
+being q = E[h]/γ. On the way down they are drawn at their activities, Gamma units from
+Gamma(γ, rate 1/q), and x from its Gaussian given them, whose covariance they have chosen: at the
+activities of a row that is a Gibbs step of the lowest model.
 
 Layers of rows are fully connected. Of whole images the lowest is tiled, and machines above see
 windows of all maps below (Luo et al., 2013). These are sampled on tori, which every layer divides
@@ -331,18 +332,14 @@ class DeepGatedMRF(Stack):
 
     def _down(self, v: Array, rng: Any) -> Array:
         """Hidden units of the lowest layer from what the top machine sees: a draw of its own, rates
-        given these, and their rates further down; Gamma units at γq, others drawn."""
+        given these, their rates further down, and at the lowest layer a draw at these rates."""
         h = self._seen(self.layers_[-1], v).sample_hidden(rng)
         for layer in reversed(self.layers_[1:]):
             way = layer.given if self._of_images else layer.decode
             h = way(layer._params, h)
         bottom = self.layers_[0]
         k, xp = bottom.n_gates, namespace(h)
-        levels, g = h[..., :k], h[..., k:]
-        if bottom.latents == "binary":
-            levels = rng.bernoulli(levels)
-        else:
-            levels = bottom.units.from_activity(bottom._params, levels)
+        levels, g = bottom.units.sample_at(bottom._params, h[..., :k], rng), h[..., k:]
         if not g.shape[-1]:
             return levels
         return xp.concatenate([levels, rng.bernoulli(g)], axis=-1)

@@ -96,6 +96,11 @@ class GammaUnits:
         """h whose `activity` is ``q``."""
         return q * self.shapes(params).reshape(-1)
 
+    def sample_at(self, params: Params, q: Array, rng: Any) -> Array:
+        """h ~ p(h|z) at the z whose `activity` is ``q``: Gamma(γ, rate 1/q)."""
+        shapes = namespace(q).broadcast_to(self.shapes(params).reshape(-1), q.shape)
+        return q * rng.gamma(shapes)
+
     def sample(self, params: Params, z: Array, rng: Any, beta: Any) -> Array:
         """h ~ p_β(h|z)."""
         shapes = as_column(beta, z) * self.shapes(params)
@@ -176,6 +181,10 @@ class BinaryUnits:
     def from_activity(self, params: Params, q: Array) -> Array:
         """h whose `activity` is ``q``."""
         return q
+
+    def sample_at(self, params: Params, q: Array, rng: Any) -> Array:
+        """h ~ p(h|z) at the z whose `activity` is ``q``."""
+        return rng.bernoulli(q)
 
     def sample(self, params: Params, z: Array, rng: Any, beta: Any) -> Array:
         """h ~ p_β(h|z)."""
