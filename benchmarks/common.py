@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -82,7 +83,7 @@ def write(
     chosen: argparse.Namespace, name: str, title: str, text: str, record: dict[str, Any]
 ) -> None:
     """Put the block ``name`` into RESULTS.md, with how it was made, and keep the record as JSON."""
-    words = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     words = re.sub(r" --dry| --out \S+", "", words)  # they change nothing in the figures
     made = [
         f"`python benchmarks/{words}`",

@@ -140,7 +140,7 @@ def windows(x: Array, size: Pair, stride: Pair = (1, 1)) -> Array:
     )
 
 
-def overlap_add(rows: Array, size: Pair, shape: tuple[int, ...]) -> Array:
+def overlap_add(rows: Array, size: Pair, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
     """Windows added up where they lie: the adjoint of `windows`.
 
     Parameters
@@ -149,24 +149,38 @@ def overlap_add(rows: Array, size: Pair, shape: tuple[int, ...]) -> Array:
         All windows of each image.
     size : (fh, fw)
     shape : (n, h, w, c)
+    stride : (int, int), default (1, 1)
+        Steps between windows.
 
     Returns
     -------
-    array of ``shape``
+    array of ``shape``, dtype of ``rows``
+
+    Raises
+    ------
+    ValueError
+        For rows that are not the windows of such images.
     """
-    xp, (n, h, w, c), (fh, fw) = namespace(rows), shape, size
-    down, across = h - fh + 1, w - fw + 1
+    xp, (n, h, w, c), (fh, fw), (sh, sw) = namespace(rows), shape, size, stride
+    down, across = (h - fh) // sh + 1, (w - fw) // sw + 1
+    wanted = (n, down * across, fh * fw * c)
+    if rows.shape != wanted:
+        raise ValueError(
+            f"windows of {fh}×{fw} of images of shape {shape} have shape {wanted}, got {rows.shape}"
+        )
     out = xp.zeros(shape, rows.dtype)
     # Sums of whole planes, a few images at a time so that they stay in the cache: five times as
     # quick for 5×5 windows of 128×128 as strided ones.
-    step = n if is_gpu_array(rows) else max(1, _PLANES_AT_ONCE // rows[0].size)
+    most = rows.size if is_gpu_array(rows) else _PLANES_AT_ONCE
+    step = max(1, most // max(1, wanted[1] * wanted[2]))
     for lo in range(0, n, step):
         part = out[lo : lo + step]
-        planes = xp.ascontiguousarray(rows[lo : lo + step].reshape(-1, fh * fw * c).T)
+        planes = xp.ascontiguousarray(rows[lo : lo + step].reshape(-1, wanted[2]).T)
         planes = planes.reshape(fh, fw, c, len(part), down, across)
         for a in range(fh):
             for b in range(fw):
-                part[:, a : a + down, b : b + across] += planes[a, b].transpose(1, 2, 3, 0)
+                i, j = slice(a, a + down * sh, sh), slice(b, b + across * sw, sw)
+                part[:, i, j] += planes[a, b].transpose(1, 2, 3, 0)
     return out
 
 

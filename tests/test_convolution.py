@@ -64,16 +64,25 @@ def test_the_adjoint_is_one(size: tuple[int, int], mode: str) -> None:
     assert size == (1, 1) or abs((x * wrong).sum() - product) > 1e-6 * scale
 
 
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3), (5, 1)])
 @pytest.mark.parametrize("at_once", [1, 1000, 10**9])
-def test_windows_add_up_where_they_lie(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    """Window by window with NumPy, however many images are added up together."""
+def test_windows_add_up_where_they_lie(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, stride: tuple[int, int]
+) -> None:
+    """The adjoint of cutting them out, however many images are added up together."""
     monkeypatch.setattr(convolution, "_PLANES_AT_ONCE", at_once)
-    rows = np.random.default_rng(0).standard_normal((5, 6 * 3, 2 * 4 * 3))
-    found = overlap_add(rows, (2, 4), (5, 7, 6, 3))
-    wanted = np.zeros((5, 7, 6, 3))
-    for place, (i, j) in enumerate(itertools.product(range(6), range(3))):
-        wanted[:, i : i + 2, j : j + 4] += rows[:, place].reshape(5, 2, 4, 3)
-    np.testing.assert_allclose(found, wanted, atol=1e-14)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 7, 9, 3))
+    cut = windows(x, (2, 4), stride)
+    rows = rng.standard_normal((5, cut.shape[1] * cut.shape[2], 2 * 4 * 3))
+    product = (cut.reshape(rows.shape) * rows).sum()
+    assert (x * overlap_add(rows, (2, 4), x.shape, stride)).sum() == pytest.approx(product, 1e-12)
+
+
+def test_windows_of_no_images_and_of_others() -> None:
+    assert overlap_add(np.zeros((0, 18, 24)), (2, 4), (0, 7, 6, 3)).shape == (0, 7, 6, 3)
+    with pytest.raises(ValueError, match=r"have shape \(5, 18, 24\), got \(5, 17, 24\)"):
+        overlap_add(np.zeros((5, 17, 24)), (2, 4), (5, 7, 6, 3))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -20,7 +20,7 @@ from energyscape.backend import (
     stream,
     to_device,
 )
-from energyscape.convolution import pair, windows
+from energyscape.convolution import overlap_add, pair, windows
 from energyscape.data.transformer import Transformer
 from energyscape.models.inputs import as_images
 from energyscape.registry import register
@@ -167,9 +167,10 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
                 f"P has shape {P.shape}; images of shape {self.image_shape_} have {each} patches "
                 f"of {d} values each"
             )
-        parts = P.reshape(-1, *places, ph, pw, self.n_channels_)
-        sums = _overlap_add(parts, (h, w), (down, across))
-        count = _overlap_add(parts[:1, :, :, :, :, :1] * 0 + 1, (h, w), (down, across))
+        xp, size, stride = namespace(P), (ph, pw), (down, across)
+        parts = P.astype(np.float64, copy=False).reshape(-1, each, d)
+        sums = overlap_add(parts, size, (len(parts), h, w, self.n_channels_), stride)
+        count = overlap_add(xp.ones((1, each, ph * pw)), size, (1, h, w, 1), stride)
         return (sums / count).astype(P.dtype, copy=False).reshape(-1, *self.image_shape_)
 
     def _sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -253,15 +254,3 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
 
 def _channels(shape: tuple[int, ...]) -> int:
     return shape[2] if len(shape) == 3 else 1
-
-
-def _overlap_add(parts: Array, shape: tuple[int, int], stride: tuple[int, int]) -> Array:
-    """Sums of patches (n, h', w', ph, pw, c) at their places, float64."""
-    (n, down, across, ph, pw, c), (h, w), (sh, sw) = parts.shape, shape, stride
-    total = namespace(parts).zeros((n, h, w, c), np.float64)
-    for a in range(ph):
-        for b in range(pw):
-            rows = slice(a, a + (down - 1) * sh + 1, sh)
-            columns = slice(b, b + (across - 1) * sw + 1, sw)
-            total[:, rows, columns] += parts[:, :, :, a, b]
-    return total
