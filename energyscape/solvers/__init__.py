@@ -1,0 +1,1 @@
+"""Codes from a dictionary: proximal gradients, coordinate descent, systems on supports."""

@@ -1,0 +1,174 @@
+"""Proximal gradient descent on whole batches: ISTA, and FISTA with a restart for each row.
+
+    y = h + β (h - h_before),    h = prox_{p/L}(y + (c - Gy)/L)
+
+one product with a matrix and a few passes over the codes an iteration. Momentum is a row's own: it
+starts anew where it points uphill. Rows leave the batch as soon as they are done: the slowest of a
+thousand natural patches takes four times the iterations of the average one.
+
+References
+----------
+Beck, A., Teboulle, M. (2009). A fast iterative shrinkage-thresholding algorithm.
+O'Donoghue, B., Candès, E. (2015). Adaptive restart for accelerated gradient schemes. Section 3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from energyscape.backend import Array, namespace
+from energyscape.solvers.duality import norm_gap
+from energyscape.solvers.quadratic import Gram, Rows
+
+# Iterations between checks, which cost a product each.
+_EVERY = 10
+
+
+@dataclass
+class Codes:
+    """What a solver came to.
+
+    Attributes
+    ----------
+    h : array, shape (n, m)
+    gap : array, shape (n,), float64
+        Duality gap of each row relative to its energy at h = 0; of penalties that are not norms,
+        the largest change that a proximal step would make, relative to |c|_∞/L.
+    n_iter : array, shape (n,), int64
+        Iterations that each row took.
+    """
+
+    h: Array
+    gap: Array
+    n_iter: Array
+
+
+def ista(gram: Gram, rows: Rows, penalty: Any, **settings: Any) -> Codes:
+    """Proximal gradient descent without momentum: the energy of no row ever rises.
+
+    Parameters as for `fista`.
+    """
+    return _descend(gram, rows, penalty, False, **settings)
+
+
+def fista(gram: Gram, rows: Rows, penalty: Any, **settings: Any) -> Codes:
+    """Proximal gradient descent with momentum.
+
+    Parameters
+    ----------
+    gram : Gram
+    rows : Rows
+    penalty : penalty of codes
+        With ``code_value``, ``prox`` and, if it is a norm, ``dual_norm``.
+    start : array, shape (n, m), optional
+        Codes to begin at; default 0.
+    positive : bool, default False
+        Codes >= 0.
+    tol : float, default 1e-4
+        Gap at which a row is done.
+    max_iter : int, default 1000
+        Iterations after which it stays as it is.
+
+    Returns
+    -------
+    Codes
+    """
+    return _descend(gram, rows, penalty, True, **settings)
+
+
+def _descend(
+    gram: Gram,
+    rows: Rows,
+    penalty: Any,
+    accelerate: bool,
+    *,
+    start: Array = None,
+    positive: bool = False,
+    tol: float = 1e-4,
+    max_iter: int = 1000,
+) -> Codes:
+    xp, real = namespace(rows.c), rows.c.dtype.type
+    n, m = rows.c.shape
+    h = xp.zeros((n, m), rows.c.dtype) if start is None else start.astype(rows.c.dtype)
+    found = Codes(h.copy(), xp.full(n, np.inf), xp.zeros(n, np.int64))
+    bound = gram.bound + getattr(penalty, "curvature", 0.0)
+    step = 1.0 / bound if bound > 0 else 1.0
+    # v = y + (c - Gy)/L as one product and one sum.
+    S = gram.G * real(-step)
+    S.ravel()[:: m + 1] += real(1)
+    b = rows.c * real(step)
+    state = _State(xp.arange(n), h, h.copy(), xp.ones(n, rows.c.dtype), b)
+    left, done = rows, 0
+    while True:
+        gap = _gap(gram, left, penalty, state.h, S, b, step, positive)
+        leave = gap <= tol if done < max_iter else xp.ones(len(gap), bool)
+        if bool(leave.any()):
+            index = state.index[leave]
+            found.h[index], found.gap[index] = state.h[leave], gap[leave]
+            found.n_iter[index] = done
+            if bool(leave.all()):
+                return found
+            state, left = state[~leave], left[~leave]
+            b = state.b
+        for _ in range(min(_EVERY, max_iter - done)):
+            state.move(S, penalty, step, positive, accelerate)
+        done += min(_EVERY, max_iter - done)
+
+
+@dataclass
+class _State:
+    """Rows that are not done: their numbers, codes, where the next step is taken, momentum, c/L."""
+
+    index: Array
+    h: Array
+    y: Array
+    t: Array
+    b: Array
+
+    def __getitem__(self, keep: Array) -> _State:
+        return _State(*(getattr(self, k)[keep] for k in ("index", "h", "y", "t", "b")))
+
+    def move(self, S: Array, penalty: Any, step: float, positive: bool, accelerate: bool) -> None:
+        xp, y = namespace(S), self.y
+        v = y @ S
+        v += self.b
+        if positive:
+            xp.maximum(v, 0, out=v)
+        v = penalty.prox(v, step, y)
+        if not accelerate:
+            self.h = self.y = v
+            return
+        moved = v - self.h
+        y -= v
+        t = xp.where(xp.einsum("ij,ij->i", y, moved) > 0, 1, self.t)
+        self.t = (0.5 * (1.0 + xp.sqrt(1.0 + 4.0 * t * t))).astype(v.dtype)
+        moved *= ((t - 1) / self.t).astype(v.dtype)[:, None]
+        xp.add(v, moved, out=y)
+        self.h = v
+
+
+def _gap(
+    gram: Gram, rows: Rows, penalty: Any, h: Array, S: Array, b: Array, step: float, positive: bool
+) -> Array:
+    """How far each row is from being done, shape (n,), float64."""
+    xp = namespace(h)
+    if hasattr(penalty, "dual_norm"):
+        return relative_gap(gram, rows, penalty, h, positive)
+    v = h @ S
+    v += b
+    if positive:
+        xp.maximum(v, 0, out=v)
+    change = penalty.prox(v, step, h)
+    change -= h
+    scale = xp.maximum(xp.abs(b).max(axis=1), np.finfo(np.float64).tiny)
+    return (xp.abs(change).max(axis=1) / scale).astype(np.float64)
+
+
+def relative_gap(gram: Gram, rows: Rows, penalty: Any, h: Array, positive: bool = False) -> Array:
+    """Duality gap over the energy at h = 0, ½ squares, of each row, shape (n,), float64."""
+    q, rest = rows.residual(gram, h)
+    gap = norm_gap(penalty, h, q, rest, positive)
+    return gap / namespace(h).maximum(0.5 * rows.squares, np.finfo(np.float64).tiny)
