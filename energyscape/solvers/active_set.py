@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
-from energyscape.solvers.proximal import Codes, fista, relative_gap
+from energyscape.solvers.proximal import Codes, distance, fista
 from energyscape.solvers.quadratic import Gram, Rows
 
 _SPAN = 10  # iterations of FISTA between systems
@@ -73,7 +73,7 @@ def _polish(gram: Gram, rows: Rows, penalty: Any, codes: Codes, positive: bool, 
         for _ in range(_STEPS):
             h = support_step(gram, part, penalty.strength, h, positive)
         codes.h[which] = h
-        codes.gap[which] = relative_gap(gram, part, penalty, h, positive)
+        codes.gap[which] = distance(gram, part, penalty, h, positive)
 
 
 def support_step(gram: Gram, rows: Rows, lam: float, h: Array, positive: bool = False) -> Array:

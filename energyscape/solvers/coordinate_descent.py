@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
-from energyscape.solvers.proximal import Codes, relative_gap
+from energyscape.solvers.proximal import Codes, distance
 from energyscape.solvers.quadratic import Gram, Rows
 
 # Coordinates that are gone through before the rest of q follows, by one product.
@@ -81,7 +81,7 @@ def _until_done(
     found = Codes(h.copy(), xp.full(n, np.inf), xp.zeros(n, np.int64))
     left, index, done = rows, xp.arange(n), 0
     while True:
-        gap = relative_gap(gram, left, penalty, h, positive)
+        gap = distance(gram, left, penalty, h, positive)
         leave = gap <= tol if done < max_iter * parts else xp.ones(len(gap), bool)
         if bool(leave.any()):
             which = index[leave]

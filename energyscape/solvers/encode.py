@@ -10,7 +10,7 @@ import numpy as np
 from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.solvers.active_set import active_set
 from energyscape.solvers.coordinate_descent import cyclic, greedy
-from energyscape.solvers.proximal import Codes, fista, ista, relative_gap
+from energyscape.solvers.proximal import Codes, distance, fista, ista
 from energyscape.solvers.quadratic import Gram, Rows
 
 __all__ = ["ALGORITHMS", "sparse_codes"]
@@ -26,8 +26,6 @@ _SINGLE = 1e-5
 def _auto(gram: Gram, rows: Rows, penalty: Any, **settings: Any) -> Codes:
     """FISTA; for rows of a lasso that are not done in time, systems on their supports."""
     most = settings["max_iter"]
-    if not hasattr(penalty, "dual_norm"):
-        return ista(gram, rows, penalty, **settings)
     exact = getattr(penalty, "linear_given_signs", False)
     found = fista(gram, rows, penalty, **settings | {"max_iter": min(most, _PATIENCE)})
     left = namespace(rows.c).flatnonzero(found.gap > settings["tol"])
@@ -127,9 +125,7 @@ def _confirm(
     xp = namespace(x)
     rows = Rows.of(gram, x.astype(np.float64), None if f is None else f.astype(np.float64))
     positive = settings["positive"]
-    if not hasattr(penalty, "dual_norm"):
-        return
-    codes.gap = relative_gap(gram, rows, penalty, codes.h.astype(np.float64), positive)
+    codes.gap = distance(gram, rows, penalty, codes.h.astype(np.float64), positive)
     late = xp.flatnonzero(codes.gap > tol)
     if not len(late):
         return
@@ -138,5 +134,5 @@ def _confirm(
     more = solve(gram, rows[late], penalty, start=start, tol=0.5 * tol, **settings)
     codes.h[late] = more.h
     rounded = codes.h[late].astype(np.float64)
-    codes.gap[late] = relative_gap(gram, rows[late], penalty, rounded, positive)
+    codes.gap[late] = distance(gram, rows[late], penalty, rounded, positive)
     codes.n_iter[late] += more.n_iter

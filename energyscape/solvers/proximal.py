@@ -94,16 +94,14 @@ def _descend(
     n, m = rows.c.shape
     h = xp.zeros((n, m), rows.c.dtype) if start is None else start.astype(rows.c.dtype)
     found = Codes(h.copy(), xp.full(n, np.inf), xp.zeros(n, np.int64))
-    bound = gram.bound + getattr(penalty, "curvature", 0.0)
-    step = 1.0 / bound if bound > 0 else 1.0
+    step = _step(gram, penalty)
     # v = y + (c - Gy)/L as one product and one sum.
     S = gram.G * real(-step)
     S.ravel()[:: m + 1] += real(1)
-    b = rows.c * real(step)
-    state = _State(xp.arange(n), h, h.copy(), xp.ones(n, rows.c.dtype), b)
+    state = _State(xp.arange(n), h, h.copy(), xp.ones(n, rows.c.dtype), rows.c * real(step))
     left, done = rows, 0
     while True:
-        gap = _gap(gram, left, penalty, state.h, S, b, step, positive)
+        gap = distance(gram, left, penalty, state.h, positive)
         leave = gap <= tol if done < max_iter else xp.ones(len(gap), bool)
         if bool(leave.any()):
             index = state.index[leave]
@@ -112,7 +110,6 @@ def _descend(
             if bool(leave.all()):
                 return found
             state, left = state[~leave], left[~leave]
-            b = state.b
         for _ in range(min(_EVERY, max_iter - done)):
             state.move(S, penalty, step, positive, accelerate)
         done += min(_EVERY, max_iter - done)
@@ -150,25 +147,24 @@ class _State:
         self.h = v
 
 
-def _gap(
-    gram: Gram, rows: Rows, penalty: Any, h: Array, S: Array, b: Array, step: float, positive: bool
-) -> Array:
-    """How far each row is from being done, shape (n,), float64."""
-    xp = namespace(h)
-    if hasattr(penalty, "dual_norm"):
-        return relative_gap(gram, rows, penalty, h, positive)
-    v = h @ S
-    v += b
-    if positive:
-        xp.maximum(v, 0, out=v)
-    change = penalty.prox(v, step, h)
-    change -= h
-    scale = xp.maximum(xp.abs(b).max(axis=1), np.finfo(np.float64).tiny)
-    return (xp.abs(change).max(axis=1) / scale).astype(np.float64)
-
-
-def relative_gap(gram: Gram, rows: Rows, penalty: Any, h: Array, positive: bool = False) -> Array:
-    """Duality gap over the energy at h = 0, ½ squares, of each row, shape (n,), float64."""
+def distance(gram: Gram, rows: Rows, penalty: Any, h: Array, positive: bool = False) -> Array:
+    """How far codes are from the best ones: what `Codes` calls gap, shape (n,), float64."""
+    xp, tiny = namespace(h), np.finfo(np.float64).tiny
     q, rest = rows.residual(gram, h)
-    gap = norm_gap(penalty, h, q, rest, positive)
-    return gap / namespace(h).maximum(0.5 * rows.squares, np.finfo(np.float64).tiny)
+    if hasattr(penalty, "dual_norm"):
+        return norm_gap(penalty, h, q, rest, positive) / xp.maximum(0.5 * rows.squares, tiny)
+    step = _step(gram, penalty)
+    q *= h.dtype.type(step)
+    q += h
+    if positive:
+        xp.maximum(q, 0, out=q)
+    change = penalty.prox(q, step, h)
+    change -= h
+    largest = step * xp.abs(rows.c).max(axis=1).astype(np.float64)
+    return xp.abs(change).max(axis=1) / xp.maximum(largest, tiny)
+
+
+def _step(gram: Gram, penalty: Any) -> float:
+    """1/L: what a penalty that is not convex adds to the curvature is in L."""
+    bound = gram.bound + getattr(penalty, "curvature", 0.0)
+    return 1.0 / bound if bound > 0 else 1.0
