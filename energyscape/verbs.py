@@ -49,14 +49,19 @@ VERBS: dict[str, str] = {
     "redraw": "(params, out, rng) → a draw of the reconstruction at the decoder's last pass",
     "regenerate": "(params, x, rng) → a draw of the reconstruction of x",
     "start_points": "(params, n, rng) → where chains begin, near the data",
-    "joint_energy": "(params, x, h) → (n,) float64: E(x, h; θ), before h is summed out",
+    "joint_energy": "(params, x, h) → (n,) float64: E(x, h; θ), before h is summed or minimised "
+    "out",
+    "infer": "(params, x, start=None) → Codes: the best code of each row, and how far it is from "
+    "that",
+    "joint_grad": "(params, x, h, weights) → dict: Σ_i w_i ∂E(x_i, h_i)/∂θ at fixed codes",
+    "joint_input_grad": "(params, x, h) → ∂E/∂x at fixed codes, the shape of x",
     "hidden_free_energy": "(params, h) → (n,) float64: F of hidden states, x summed out",
     "event_shape": "(params) → shape of one x",
     "param_shapes": "(n_features) → {name: shape}, which files are checked against",
     "log_partition": "(params) → exact log Z as a float",
     "log_partition_grad": "(params) → dict: ∂ log Z/∂θ, empty where F is normalised",
     "statistics": "(params, x) → dict of sums over rows, with F's under energy and n under rows",
-    "maximize": "(params, stats) → new parameters: the M step",
+    "maximize": "(params, stats) → new parameters: the M step; may clear stats of what is dropped",
     "solve": "(params, stats) → new parameters: the minimum of the mean energy",
     "enumerable_units": "(params) → units that log_partition sums over, 0 for a formula",
     "sample_exact": "(params, n, rng) → exact draws of x",
@@ -176,6 +181,8 @@ def obstacle(model: Any, trainer: Any) -> str | None:
         return f"it needs {needed}, which {type(model).__name__} does not offer"
     if trainer.needs_proper and not model.proper:
         return f"the energy of {type(model).__name__} is that of no density, so chains run away"
+    if trainer.needs_limited and not model.limited:
+        return f"nothing keeps the energy of {type(model).__name__} from being low everywhere"
     domains = trainer.domains
     if domains and model.domain not in domains:
         return f"it needs {' or '.join(domains)} units; {type(model).__name__}'s are {model.domain}"

@@ -31,9 +31,11 @@ from energyscape.models import (
     MPoT,
     OvercompleteICA,
     PoT,
+    SparseCoding,
     TiledMPoT,
     TiledRBM,
 )
+from energyscape.penalties import L1, Student
 from energyscape.samplers import HMC, Langevin, Metropolis, ParallelTempering
 from energyscape.trainers import (
     CD,
@@ -43,6 +45,7 @@ from energyscape.trainers import (
     ClosedForm,
     Contraction,
     Denoising,
+    EnergyLoss,
     MaximumLikelihood,
     Reconstruction,
     Saturation,
@@ -190,6 +193,24 @@ OTHERS = [
         _CHAINS,
     ),
     Case("TiledRBM", lambda **k: TiledRBM(3, **k), _maps(60, 5, 5, 2), _CHAINS),
+    Case(
+        "SparseCoding",
+        lambda **k: SparseCoding(9, sparsity=0.1, algorithm="active_set", tol=1e-13, **k),
+        _reals(60, 6),
+        (*_CHAINS, EM, EnergyLoss),
+    ),
+    Case(
+        "SparseCoding positive",
+        lambda **k: SparseCoding(5, penalty=L1(2.0), positive=True, tol=1e-13, **k),
+        _reals(60, 6),
+        (*_CHAINS, EM, EnergyLoss),
+    ),
+    Case(
+        "SparseCoding student",
+        lambda **k: SparseCoding(5, penalty=Student(2.0), tol=1e-8, **k),
+        _reals(60, 6),
+        (*_CHAINS, EM, EnergyLoss),
+    ),
     Case(
         "AutoEncoder",
         lambda **k: AutoEncoder(4, **k),

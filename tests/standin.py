@@ -17,10 +17,11 @@ import twins
 
 # What the library may use; every name is checked against the real CuPy where that installs.
 FUNCTIONS = """
-abs arange argmax argmin array asarray ascontiguousarray broadcast_to clip concatenate copyto cos
-cumsum diagonal divide einsum empty empty_like exp eye full full_like imag isfinite less log log1p
-matmul maximum minimum moveaxis multiply negative ones ones_like outer partition real repeat
-searchsorted sign sort sqrt stack subtract take tanh tile trace triu where zeros zeros_like
+abs add arange argmax argmin argsort array asarray ascontiguousarray broadcast_to clip concatenate
+copyto cos cumsum diagonal divide einsum empty empty_like exp eye flatnonzero full full_like imag
+isfinite less log log1p matmul maximum median minimum moveaxis multiply negative ones ones_like
+outer partition real repeat searchsorted sign sort sqrt stack subtract take take_along_axis tanh
+tile trace tril triu where zeros zeros_like
 """.split()
 FFT = "irfft irfft2 rfft rfft2".split()  # in its module ``fft``
 LINALG = "cholesky eigh inv pinv qr slogdet solve svd".split()  # in its module ``linalg``

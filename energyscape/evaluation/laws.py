@@ -210,6 +210,25 @@ def free_energy_sums_out_hidden_units(model: Any, params: Params, x: np.ndarray,
     return True
 
 
+def free_energy_is_the_minimum(model: Any, params: Params, x: np.ndarray, rng: Any) -> bool:
+    """F(x) = E(x, h) at the code that `infer` gives, and no code around it is better."""
+    if getattr(model, "latents", "binary") != "minimized":
+        return False
+    found = model.infer(params, x)
+    energy = model.free_energy(params, x)
+    _close(model.joint_energy(params, x, found.h), energy, _EXACT, "E at the best code")
+    size = max(1.0, float(np.abs(found.h).max()))
+    for step in (1e-2, 1e-3, 1e-4):
+        for on in (np.ones_like(found.h), found.h != 0):
+            h = found.h + step * size * on * rng.standard_normal(found.h.shape)
+            h = np.maximum(h, 0) if model.codes == "nonneg" else h
+            better = energy - model.joint_energy(params, x, h)
+            assert better.max() <= _EXACT * size, f"a code near is better by {better.max():.1e}"
+    again = model.infer(params, x, start=found.h)
+    _close(model.joint_energy(params, x, again.h), energy, _EXACT, "E from a warm start")
+    return True
+
+
 def gibbs_leaves_the_model_invariant(model: Any, params: Params, x: np.ndarray, rng: Any) -> bool:
     """πT = π, rows of T sum to 1, and detailed balance, by enumeration, at two temperatures and
     on the path from the base measure; T from the probabilities that the sampler really uses.
@@ -271,5 +290,6 @@ LAWS: dict[Callable[..., bool | None], tuple[str, ...]] = {
     gradient_is_additive: ("forward", "free_energy_grad"),
     input_gradient_is_central_difference: ("input_grad",),
     free_energy_sums_out_hidden_units: ("joint_energy", "encode"),
+    free_energy_is_the_minimum: ("joint_energy", "infer"),
     gibbs_leaves_the_model_invariant: ("sample_hidden", "sample_visible", "base_measure"),
 }

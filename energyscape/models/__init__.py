@@ -14,6 +14,7 @@ from energyscape.models.mixture import GaussianMixture
 from energyscape.models.overcomplete_ica import OvercompleteICA
 from energyscape.models.pca import PCA
 from energyscape.models.rbm import RBM
+from energyscape.models.sparse_coding import SparseCoding
 from energyscape.models.stacks import DeepBeliefNet, StackedAutoEncoder
 from energyscape.models.tiled import FieldsOfExperts, TiledMPoT
 from energyscape.models.tiled_rbm import TiledRBM
@@ -38,6 +39,7 @@ __all__ = [
     "McRBM",
     "OvercompleteICA",
     "PoT",
+    "SparseCoding",
     "StackedAutoEncoder",
     "TiledMPoT",
     "TiledRBM",

@@ -63,6 +63,9 @@ class EnergyModel(
     domain: ClassVar[str]
     # Where codes lie ("real", "unit" for [0, 1], "nonneg"), as the next layer of a stack asks.
     codes: ClassVar[str] = "real"
+    # Whether low energy has a bounded volume whatever the parameters are, so that pushing F down on
+    # data alone is learning.
+    limited: ClassVar[bool] = False
     # Rows that the history's reconstruction is taken at, up to the trainer's monitor_rows.
     decoded_rows: ClassVar[int] = 1000
 

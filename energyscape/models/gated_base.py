@@ -19,7 +19,7 @@ from energyscape.models.gated_conditional import ConditionalMixin, is_gaussian
 from energyscape.models.gated_pass import GatedPass
 from energyscape.models.gated_units import BinaryUnits, GammaUnits
 from energyscape.models.inputs import deviation
-from energyscape.models.pools import pooling
+from energyscape.pools import pooling
 from energyscape.samplers import HMC, Multiplicative, Target
 from energyscape.trainers import PCD
 from energyscape.verbs import Param, Params, as_column, check_count, is_one

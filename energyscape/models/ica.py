@@ -21,7 +21,7 @@ from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.models.linear_sources import LinearSources, log_cosh, whitening
-from energyscape.models.pools import arrangement, log_integral, pooling
+from energyscape.pools import arrangement, log_integral, pooling
 from energyscape.registry import register
 from energyscape.samplers import HMC
 from energyscape.trainers import MaximumLikelihood
@@ -57,7 +57,7 @@ class ICA(LinearSources):
         `OvercompleteICA`.
     pools : int or array, shape (n_pools, n_components), optional
         Size of equal subspaces that share no source, or any weights P >= 0, as of
-        `energyscape.models.pools.torus_pools`, on the host.
+        `energyscape.pools.torus_pools`, on the host.
     epsilon : float > 0, default 0.01
         ε, which rounds the tip of a pool's energy; not used without pools.
     trainer : Trainer, optional

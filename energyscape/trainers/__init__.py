@@ -5,6 +5,7 @@ from energyscape.trainers.constant_volume import EM, ClosedForm
 from energyscape.trainers.contraction import Contraction, Saturation
 from energyscape.trainers.contrastive_divergence import CD, FPCD, PCD
 from energyscape.trainers.denoising import Denoising
+from energyscape.trainers.energy_loss import EnergyLoss
 from energyscape.trainers.max_likelihood import MaximumLikelihood
 from energyscape.trainers.reconstruction import Reconstruction
 from energyscape.trainers.sparsity import Sparsity
@@ -18,6 +19,7 @@ __all__ = [
     "ClosedForm",
     "Contraction",
     "Denoising",
+    "EnergyLoss",
     "MaximumLikelihood",
     "Reconstruction",
     "Saturation",

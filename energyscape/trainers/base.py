@@ -65,6 +65,8 @@ class Trainer(BaseEstimator):
     default_rate: ClassVar[float] = 0.1
     # Whether the energy must belong to a density: chains run away on one that does not.
     needs_proper: ClassVar[bool] = False
+    # Whether the energy must be bounded in volume, as where it is pushed down on data alone.
+    needs_limited: ClassVar[bool] = False
     # Starts from different random numbers, the best of which by the history's ``bound`` stays.
     n_init = 1
     # Rows that parameters start from.

@@ -1,0 +1,130 @@
+"""Dictionaries: where they begin, their best answer to codes, and atoms that nobody uses.
+
+    min over D of Σ_i ½|x_i - Dh_i|²,   |d_j| = 1
+
+is solved one atom at a time from A = Σhh' and B = Σxh' alone: given the others the best d_j is
+parallel to b_j - Σ_{k≠j} d_k A_kj (Mairal et al., 2010, Algorithm 2, with norms of 1 instead of at
+most 1), so that no step raises the objective.
+
+References
+----------
+Mairal, J., Bach, F., Ponce, J., Sapiro, G. (2010). Online learning for matrix factorization and
+sparse coding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from energyscape.backend import Array, namespace
+
+# An atom is dead whose mean squared code is below this share of the average one, and a duplicate
+# whose cosine with one that is used more is above that.
+_DEAD, _DUPLICATE = 1e-4, 0.99
+_AT_ONCE = 20  # one atom of so many is replaced in an update, at most: some doubles are for good
+
+
+def unit_columns(D: Array) -> Array:
+    """Columns divided by their norms; columns of zeros stay."""
+    xp = namespace(D)
+    norms = xp.sqrt((D * D).sum(axis=0))
+    return D / xp.where(norms > 0, norms, 1).astype(D.dtype)
+
+
+def first_atoms(x: Array, m: int, rng: Any) -> Array:
+    """Random rows of ``x``, normalised; random directions where there are too few.
+
+    Parameters
+    ----------
+    x : array, shape (n, n_features)
+    m : int
+    rng : Stream
+
+    Returns
+    -------
+    array, shape (n_features, m)
+        Atoms in columns, of norm 1.
+    """
+    xp = namespace(x)
+    some = xp.flatnonzero((x * x).sum(axis=1) > 0)
+    order = xp.argsort(rng.uniform((len(some),), np.float64))
+    rows = x[some[order[:m]]]
+    more = rng.normal((m - len(rows), x.shape[1]), x.dtype)
+    return unit_columns(xp.concatenate([rows, more]).T)
+
+
+def best_atoms(D: Array, A: Array, B: Array, sweeps: int = 1) -> Array:
+    """The dictionary after ``sweeps`` times the best answer of every atom to all others.
+
+    Parameters
+    ----------
+    D : array, shape (n_features, m)
+        Where it begins; unit columns.
+    A : array, shape (m, m), float64
+        Σ hh'.
+    B : array, shape (n_features, m), float64
+        Σ xh'.
+    sweeps : int, default 1
+
+    Returns
+    -------
+    array, shape (n_features, m), dtype of ``D``
+        Atoms that no code uses stay.
+    """
+    xp = namespace(D)
+    # Atoms in rows: each is contiguous.
+    atoms, target = xp.ascontiguousarray(D.T.astype(np.float64)), B.T
+    for _ in range(sweeps):
+        for j in range(len(atoms)):
+            way = target[j] - A[j] @ atoms
+            way += A[j, j] * atoms[j]
+            norm = xp.sqrt(way @ way)
+            atoms[j] = xp.where(norm > 0, way / xp.where(norm > 0, norm, 1), atoms[j])
+    return unit_columns(atoms.T).astype(D.dtype)
+
+
+def wasted(D: Array, usage: Array) -> Array:
+    """Numbers of atoms that are dead, or doubles of one that is used more, the least used first
+    where there are many.
+
+    Parameters
+    ----------
+    D : array, shape (n_features, m)
+    usage : array, shape (m,)
+        Mean squared code of each atom.
+
+    Returns
+    -------
+    array of int, in ascending order
+    """
+    xp = namespace(D)
+    order = xp.argsort(-usage, kind="stable")
+    cosines = xp.abs(D.T @ D)[order[:, None], order[None]]
+    double = xp.zeros(len(usage), bool)
+    double[order] = (xp.tril(cosines, -1) > _DUPLICATE).any(axis=1)
+    found = xp.flatnonzero((usage < _DEAD * usage.mean()) | double)
+    least = xp.argsort(usage[found], kind="stable")[: max(1, len(usage) // _AT_ONCE)]
+    return xp.sort(found[least])
+
+
+def worst_rows(residuals: Array, count: int) -> Array:
+    """Up to ``count`` of the longest residuals that are not alike, normalised, as columns.
+
+    Parameters
+    ----------
+    residuals : array, shape (n, n_features)
+    count : int
+
+    Returns
+    -------
+    array, shape (n_features, at most count)
+    """
+    xp = namespace(residuals)
+    order = xp.argsort(-(residuals * residuals).sum(axis=1))
+    found = unit_columns(residuals[order].T)
+    cosines = xp.abs(found.T @ found)
+    first = ~(xp.tril(cosines, -1) > _DUPLICATE).any(axis=1)
+    first &= (found * found).sum(axis=0) > 0
+    return found[:, first][:, :count]
