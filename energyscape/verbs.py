@@ -53,6 +53,10 @@ VERBS: dict[str, str] = {
     "out",
     "infer": "(params, x, start=None) → Codes: the best code of each row, and how far it is from "
     "that",
+    "best_codes": "(params, x) → Codes of the energy without the encoder",
+    "guess": "(params, x) → f(x), the encoder's code",
+    "prediction_grad": "(params, x, h, weights) → dict: the gradient of Σ w_i ½|h_i - f(x_i)|² in "
+    "the encoder",
     "joint_grad": "(params, x, h, weights) → dict: Σ_i w_i ∂E(x_i, h_i)/∂θ at fixed codes",
     "joint_input_grad": "(params, x, h) → ∂E/∂x at fixed codes, the shape of x",
     "hidden_free_energy": "(params, h) → (n,) float64: F of hidden states, x summed out",

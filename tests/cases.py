@@ -16,7 +16,9 @@ import numpy as np
 
 from energyscape.models import (
     ICA,
+    LISTA,
     PCA,
+    PSD,
     RBM,
     AutoEncoder,
     CovarianceRBM,
@@ -35,6 +37,8 @@ from energyscape.models import (
     TiledMPoT,
     TiledRBM,
 )
+from energyscape.models.encoders import TanhEncoder
+from energyscape.models.unrolled import CoupledLISTAEncoder, LISTAEncoder
 from energyscape.penalties import L1, Student
 from energyscape.samplers import HMC, Langevin, Metropolis, ParallelTempering
 from energyscape.trainers import (
@@ -47,6 +51,7 @@ from energyscape.trainers import (
     Denoising,
     EnergyLoss,
     MaximumLikelihood,
+    Prediction,
     Reconstruction,
     Saturation,
     Sparsity,
@@ -102,6 +107,7 @@ def _maps(n: int, h: int, w: int, channels: int) -> np.ndarray:
 
 _CHAINS = (CD, PCD, FPCD)
 _EXACT = (*_CHAINS, MaximumLikelihood)
+_GUESSED = (*_CHAINS, EnergyLoss, Prediction)
 _CODES = (Reconstruction, Denoising, Sparsity, Contraction, Saturation)
 
 # Restricted Boltzmann machines: what is said of hidden units and Gibbs chains holds for these.
@@ -204,6 +210,33 @@ OTHERS = [
         lambda **k: SparseCoding(5, penalty=L1(2.0), positive=True, tol=1e-13, **k),
         _reals(60, 6),
         (*_CHAINS, EM, EnergyLoss),
+    ),
+    Case("PSD", lambda **k: PSD(9, tol=1e-13, **k), _reals(60, 6), _GUESSED),
+    Case(
+        "PSD tanh",
+        lambda **k: PSD(5, encoder=TanhEncoder(), penalty=L1(2.0), alpha=0.3, tol=1e-13, **k),
+        _reals(60, 6),
+        _GUESSED,
+    ),
+    Case(
+        "PSD unrolled",
+        lambda **k: PSD(5, encoder=LISTAEncoder(2), positive=True, exact=True, tol=1e-13, **k),
+        _reals(60, 6),
+        _GUESSED,
+    ),
+    Case("LISTA", lambda **k: LISTA(7, tol=1e-12, **k), _reals(60, 6), _GUESSED),
+    Case(
+        "LISTA dictionary",
+        lambda **k: LISTA(
+            5,
+            encoder=CoupledLISTAEncoder(2),
+            train_dictionary=True,
+            penalty=Student(2.0),
+            dictionary=_reals(5, 6),
+            **k,
+        ),
+        _reals(60, 6),
+        _GUESSED,
     ),
     Case(
         "SparseCoding student",

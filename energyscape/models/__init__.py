@@ -10,9 +10,11 @@ from energyscape.models.gated_mrf import CovarianceRBM, McRBM, MPoT, PoT
 from energyscape.models.gaussian_rbm import GaussianRBM
 from energyscape.models.ica import ICA
 from energyscape.models.kmeans import KMeans
+from energyscape.models.lista import LISTA
 from energyscape.models.mixture import GaussianMixture
 from energyscape.models.overcomplete_ica import OvercompleteICA
 from energyscape.models.pca import PCA
+from energyscape.models.psd import PSD
 from energyscape.models.rbm import RBM
 from energyscape.models.sparse_coding import SparseCoding
 from energyscape.models.stacks import DeepBeliefNet, StackedAutoEncoder
@@ -21,7 +23,9 @@ from energyscape.models.tiled_rbm import TiledRBM
 
 __all__ = [
     "ICA",
+    "LISTA",
     "PCA",
+    "PSD",
     "RBM",
     "AutoEncoder",
     "CovarianceRBM",

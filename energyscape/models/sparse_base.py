@@ -16,15 +16,17 @@ from sklearn.exceptions import ConvergenceWarning
 
 from energyscape.backend import Array, is_gpu_array, namespace, to_host
 from energyscape.models.base import EnergyModel
-from energyscape.models.dictionary import best_atoms, first_atoms, unit_columns, wasted, worst_rows
+from energyscape.models.dictionary import first_atoms, unit_columns, wasted, worst_rows
 from energyscape.models.from_pass import EnergyFromPass
 from energyscape.penalties import L1
 from energyscape.samplers import HMC
-from energyscape.solvers.encode import ALGORITHMS, Codes
-from energyscape.trainers import EM
+from energyscape.solvers.encode import ALGORITHMS, Codes, sparse_codes
 from energyscape.verbs import Param, Params, Pass, check_count
 
 _SPARSITY = 0.2
+# Codes that say, before training, how large codes are.
+_SOME = 500
+_ROUGHLY: dict[str, Any] = {"tol": 1e-2, "max_iter": 100}
 _SPARE = 256  # rows kept for atoms that nobody uses
 _FORGET = 0.05  # weight of an update in the running mean of squared codes
 
@@ -77,10 +79,6 @@ class SparseModel(EnergyFromPass, EnergyModel):
     tol: float
     max_iter: int
     replace: bool
-
-    def default_trainer(self) -> Any:
-        """Online dictionary learning from sufficient statistics."""
-        return EM(n_epochs=20, batch_size=256)
 
     def default_sampler(self) -> Any:
         """HMC, with a code for every gradient; no direction is steeper than |x|²/2."""
@@ -159,10 +157,11 @@ class SparseModel(EnergyFromPass, EnergyModel):
             lam = xp.where(lam > 0, lam, 1.0)
         else:
             lam = xp.asarray(float(self.penalty.strength))
-        return {
-            "D": xp.ascontiguousarray(D),
-            "lam": lam.astype(x.dtype),
-            "usage": xp.ones(m, x.dtype),
+        params = {"D": xp.ascontiguousarray(D), "lam": lam.astype(x.dtype)}
+        penalty, settings = self.code_penalty(params), {"positive": self.positive, **_ROUGHLY}
+        usage = (sparse_codes(params["D"], x[:_SOME], penalty, **settings).h ** 2).mean(axis=0)
+        return params | {
+            "usage": xp.where((usage > 0).any(), usage, 1).astype(x.dtype),
             "spare": x[xp.arange(_SPARE) % len(x)],
             "replaced": xp.zeros((), np.int64),
             "late": xp.zeros((), x.dtype),
@@ -208,11 +207,33 @@ class SparseModel(EnergyFromPass, EnergyModel):
 
     # ------------------------------------------------------------ verbs
 
+    def solve_codes(
+        self,
+        params: Params,
+        x: Array,
+        start: Array = None,
+        alpha: float = 0.0,
+        prediction: Array = None,
+    ) -> Codes:
+        """Codes of least ½|x - Dh|² + p(h) + (α/2)|h - prediction|², by the model's settings."""
+        return sparse_codes(
+            params["D"],
+            x,
+            self.code_penalty(params),
+            alpha=alpha,
+            prediction=prediction,
+            start=start,
+            positive=self.positive,
+            algorithm=self.algorithm,
+            tol=self.tol,
+            max_iter=self.max_iter,
+        )
+
     def infer(self, params: Params, x: Array, start: Array = None) -> Codes:
         """The best code of each row, its gap, and the iterations that took."""
         raise NotImplementedError
 
-    def forward(self, params: Params, x: Array, beta: Any = 1.0, base: Any = None) -> CodePass:
+    def forward(self, params: Params, x: Array, beta: Any = 1.0, base: Any = None) -> Pass:
         """The best codes at ``x``, and all that follows from them."""
         super().forward(params, x, beta, base)  # refuses other temperatures
         return CodePass(self, params, x)
@@ -256,35 +277,7 @@ class SparseModel(EnergyFromPass, EnergyModel):
 
     # ------------------------------------------------------------ training
 
-    def statistics(self, params: Params, x: Array) -> Params:
-        """Σhh', Σxh', Σh² and ΣF over the rows, and how many were not solved to ``tol``."""
-        xp, codes = namespace(x), self.infer(params, x)
-        h, wide = codes.h, np.float64
-        return {
-            "rows": xp.asarray(float(len(x))),
-            "energy": self.joint_energy(params, x, h).sum(),
-            "A": (h.T @ h).astype(wide),
-            "B": (x.T @ h).astype(wide),
-            "late": (codes.gap > self.tol).sum().astype(wide),
-        }
-
-    def maximize(self, params: Params, stats: Params) -> Params:
-        """The best dictionary for the codes seen, one atom after the other; atoms that are wasted
-        begin anew, and what ``stats`` held of their codes is cleared."""
-        xp, A, B = namespace(params["D"]), stats["A"], stats["B"]
-        D = best_atoms(params["D"], A, B)
-        usage = xp.diagonal(A) / stats["rows"]
-        moved = {"usage": usage, "late": stats["late"] / stats["rows"]}
-        if self.replace:
-            D, new = self._renewed(params | {"D": D}, usage)
-            if len(new):
-                A[new] = 0
-                A[:, new] = 0
-                B[:, new] = 0
-                moved["replaced"] = params["replaced"] + len(new)
-        return moved | {"D": D}
-
-    def _renewed(self, params: Params, usage: Array) -> tuple[Array, Array]:
+    def renewed(self, params: Params, usage: Array) -> tuple[Array, Array]:
         """The dictionary with the worst explained spare rows in place of atoms that are wasted,
         and which these were."""
         D, spare = params["D"], params["spare"]
@@ -305,12 +298,15 @@ class SparseModel(EnergyFromPass, EnergyModel):
         grads["D"] /= namespace(usage).maximum(usage, usage.dtype.type(0.1) * usage.mean())
 
     def project(self, params: Params, sums: Params, rng: Any) -> None:
-        """The running mean of squared codes, and atoms that are wasted, in place."""
+        """The running mean of squared codes, and atoms that are wasted, in place; nothing after an
+        update that leaves the dictionary as it is."""
+        if "mean/usage" not in sums:
+            return
         usage = params["usage"]
         usage += usage.dtype.type(_FORGET) * (sums["mean/usage"].astype(usage.dtype) - usage)
         if not self.replace:
             return
-        D, which = self._renewed(params, usage)
+        D, which = self.renewed(params, usage)
         if len(which):
             params["D"][...] = D
             params["replaced"] += len(which)
@@ -357,8 +353,9 @@ class SparseModel(EnergyFromPass, EnergyModel):
         return namespace(h).ascontiguousarray(h)
 
     def dual_gap(self, X: Any) -> Any:
-        """How far each code is from the best one: its duality gap relative to ½|x|² (of penalties
-        that are not norms, the change that a step would make, relative to its largest code).
+        """How far each code of `transform` is from the best one: its duality gap relative to ½|x|²
+        (of penalties that are not norms, the change that a step would make, relative to its largest
+        code).
 
         Parameters
         ----------

@@ -11,10 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from energyscape.backend import Array
+import numpy as np
+
+from energyscape.backend import Array, namespace
+from energyscape.models.dictionary import best_atoms
 from energyscape.models.sparse_base import SparseModel
 from energyscape.registry import register
-from energyscape.solvers.encode import Codes, sparse_codes
+from energyscape.solvers.encode import Codes
+from energyscape.trainers import EM
 from energyscape.verbs import Params
 
 
@@ -117,15 +121,40 @@ class SparseCoding(SparseModel):
         self.device = device
         self.verbose = verbose
 
+    def default_trainer(self) -> Any:
+        """Online dictionary learning from sufficient statistics."""
+        return EM(n_epochs=20, batch_size=256)
+
     def infer(self, params: Params, x: Array, start: Array = None) -> Codes:
         """The best code of each row, its gap, and the iterations that took."""
-        return sparse_codes(
-            params["D"],
-            x,
-            self.code_penalty(params),
-            start=start,
-            positive=self.positive,
-            algorithm=self.algorithm,
-            tol=self.tol,
-            max_iter=self.max_iter,
-        )
+        return self.solve_codes(params, x, start)
+
+    # ------------------------------------------------------------ training
+
+    def statistics(self, params: Params, x: Array) -> Params:
+        """Σhh', Σxh', Σh² and ΣF over the rows, and how many were not solved to ``tol``."""
+        xp, codes = namespace(x), self.infer(params, x)
+        h, wide = codes.h, np.float64
+        return {
+            "rows": xp.asarray(float(len(x))),
+            "energy": self.joint_energy(params, x, h).sum(),
+            "A": (h.T @ h).astype(wide),
+            "B": (x.T @ h).astype(wide),
+            "late": (codes.gap > self.tol).sum().astype(wide),
+        }
+
+    def maximize(self, params: Params, stats: Params) -> Params:
+        """The best dictionary for the codes seen, one atom after the other; atoms that are wasted
+        begin anew, and what ``stats`` held of their codes is cleared."""
+        xp, A, B = namespace(params["D"]), stats["A"], stats["B"]
+        D = best_atoms(params["D"], A, B)
+        usage = xp.diagonal(A) / stats["rows"]
+        moved = {"usage": usage, "late": stats["late"] / stats["rows"]}
+        if self.replace:
+            D, new = self.renewed(params | {"D": D}, usage)
+            if len(new):
+                A[new] = 0
+                A[:, new] = 0
+                B[:, new] = 0
+                moved["replaced"] = params["replaced"] + len(new)
+        return moved | {"D": D}

@@ -46,6 +46,10 @@ class L1(Penalty):
         """λ|h|₁ of each row, shape (n,), float64."""
         return self.strength * namespace(h).abs(h).sum(axis=1, dtype=np.float64)
 
+    def code_grad(self, h: Array) -> Array:
+        """λ sign(h): a subgradient, 0 at 0."""
+        return namespace(h).sign(h) * h.dtype.type(self.strength)
+
     def prox(self, v: Array, step: Any, at: Array) -> Array:
         """argmin ½|u - v|² + step λ|u|₁, the soft threshold, in place."""
         theta = step * self.strength
@@ -86,6 +90,10 @@ class Student(Penalty):
     def code_value(self, h: Array) -> Array:
         """λ Σ log(1 + h²) of each row, shape (n,), float64."""
         return self.strength * namespace(h).log1p(h * h).sum(axis=1, dtype=np.float64)
+
+    def code_grad(self, h: Array) -> Array:
+        """2λh/(1 + h²)."""
+        return h * h.dtype.type(2 * self.strength) / (1 + h * h)
 
     def prox(self, v: Array, step: Any, at: Array) -> Array:
         """argmin ½|u - v|² + step λ Σ (u² - at²)/(1 + at²), in place: log is concave in u², so

@@ -7,6 +7,7 @@ from energyscape.trainers.contrastive_divergence import CD, FPCD, PCD
 from energyscape.trainers.denoising import Denoising
 from energyscape.trainers.energy_loss import EnergyLoss
 from energyscape.trainers.max_likelihood import MaximumLikelihood
+from energyscape.trainers.prediction import Prediction
 from energyscape.trainers.reconstruction import Reconstruction
 from energyscape.trainers.sparsity import Sparsity
 
@@ -21,6 +22,7 @@ __all__ = [
     "Denoising",
     "EnergyLoss",
     "MaximumLikelihood",
+    "Prediction",
     "Reconstruction",
     "Saturation",
     "Sparsity",

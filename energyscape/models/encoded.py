@@ -1,0 +1,131 @@
+"""Models of a dictionary with an encoder: what is the same however the encoder is taught."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from energyscape.backend import Array, namespace
+from energyscape.models.encoders import ShrinkEncoder
+from energyscape.models.sparse_base import SparseModel
+from energyscape.solvers.encode import Codes
+from energyscape.solvers.proximal import distance
+from energyscape.solvers.quadratic import Gram, Rows, largest_eigenvalue
+from energyscape.trainers import EnergyLoss
+from energyscape.verbs import Param, Params
+
+
+class EncodedModel(SparseModel):
+    """A dictionary with an encoder: what both ways of teaching it share."""
+
+    encoder: Any
+    exact: bool
+    train_dictionary: bool
+
+    def default_trainer(self) -> Any:
+        """Gradient descent on the energy of the data."""
+        return EnergyLoss(n_epochs=20)
+
+    def chosen_encoder(self) -> Any:
+        """The encoder, or the one that None stands for."""
+        return ShrinkEncoder() if self.encoder is None else self.encoder
+
+    def check_settings(self) -> None:
+        super().check_settings()
+        encoder = self.chosen_encoder()
+        if not hasattr(encoder, "backward") or isinstance(encoder, type):
+            raise ValueError(
+                f"{type(self).__name__}.encoder must be an encoder such as TanhEncoder() or "
+                f"LISTAEncoder(3), got {encoder!r}"
+            )
+        encoder.check()
+
+    def init_params(self, x: Array, rng: Any) -> Params:
+        """The dictionary's, the encoder's for that dictionary, and the largest eigenvalue of Σxx'/n
+        (``power``), in units of which the encoder learns."""
+        params = super().init_params(x, rng)
+        power = largest_eigenvalue(x.T @ x / x.dtype.type(len(x)))
+        params["power"] = namespace(x).asarray(power if power > 0 else 1.0, dtype=x.dtype)
+        lam = float(params["lam"])
+        return params | self.chosen_encoder().init(params["D"], lam, x)
+
+    def param_specs(self) -> dict[str, Param]:
+        own = super().param_specs() | {"power": Param(trainable=False)}
+        return own | self.chosen_encoder().specs()
+
+    def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
+        own = super().param_shapes(n_features) | {"power": ()}
+        return own | self.chosen_encoder().shapes(n_features, self._atoms(n_features))
+
+    def feasible(self, params: Params) -> Params:
+        """A copy with atoms of norm 1, and the encoder within its constraints."""
+        return super().feasible(params) | self.chosen_encoder().feasible(params)
+
+    def guess(self, params: Params, x: Array) -> Array:
+        """f(x), shape (n, n_components)."""
+        return self.chosen_encoder().forward(params, x, self.positive)[0]
+
+    def prediction_grad(self, params: Params, x: Array, h: Array, weights: Array) -> Params:
+        """Σ_i w_i ∂/∂θ ½|h_i - f(x_i)|² in the encoder; 0 in the dictionary."""
+        encoder = self.chosen_encoder()
+        guess, cache = encoder.forward(params, x, self.positive)
+        guess = (guess - h) * weights.astype(x.dtype)[:, None]
+        grads, _ = encoder.backward(params, cache, guess)
+        return grads | {"D": namespace(x).zeros_like(params["D"])}
+
+    def best_codes(self, params: Params, x: Array) -> Codes:
+        """Codes of the energy without the encoder, looked for from its guess on."""
+        return self.solve_codes(params, x, self.guess(params, x))
+
+    def encode(self, params: Params, x: Array) -> Array:
+        """f(x), or the best code if ``exact``; shape (n, n_components)."""
+        return self.infer(params, x).h if self.exact else self.guess(params, x)
+
+    def infer(self, params: Params, x: Array, start: Array = None) -> Codes:
+        """The best code of each row, from the encoder's on; its gap, and the iterations it took."""
+        guess, alpha = self.guess(params, x), self.pull()
+        prediction = guess if alpha else None
+        return self.solve_codes(params, x, guess if start is None else start, alpha, prediction)
+
+    def pull(self) -> float:
+        """α of inference: how far codes are pulled to f(x)."""
+        return 0.0
+
+    def _codes_and_gaps(self, params: Params, x: Array) -> Array:
+        if self.exact:
+            return super()._codes_and_gaps(params, x)
+        xp, guess, alpha = namespace(x), self.guess(params, x), self.pull()
+        gram = Gram.of(params["D"], alpha)
+        rows = Rows.of(gram, x, guess if alpha else None)
+        gap = distance(gram, rows, self.code_penalty(params), guess, self.positive)
+        return xp.concatenate([guess, gap[:, None].astype(x.dtype)], axis=1)
+
+    def transform(self, X: Any) -> Any:
+        """f(x) of each row, or the best code if ``exact``.
+
+        Parameters
+        ----------
+        X : array, shape (n, n_features)
+
+        Returns
+        -------
+        array, shape (n, n_components), container of X, dtype of the fit
+
+        Warns
+        -----
+        ConvergenceWarning
+            If best codes did not reach ``tol``; `dual_gap` says which.
+        """
+        return super().transform(X) if self.exact else self._map(X, self.guess)
+
+    def precondition(self, params: Params, grads: Params) -> None:
+        """Each array in units of the curvature that the energy has in it, in place."""
+        super().precondition(params, grads)
+        encoder, weight = self.chosen_encoder(), self.weight(params)
+        units = encoder.curvature(params)
+        for name in encoder.names:
+            unit = units.get(name, 1.0) * weight
+            grads[name] /= namespace(grads[name]).asarray(unit, dtype=grads[name].dtype)
+
+    def weight(self, params: Params) -> Any:
+        """How curved the energy is in f(x)."""
+        return 1.0
