@@ -36,7 +36,7 @@ SAMPLE = 100  # of the principal components, and random directions
 
 def models() -> dict[str, Any]:
     from energyscape.models import ICA, MPoT, PoT
-    from energyscape.models.pools import torus_pools
+    from energyscape.pools import torus_pools
     from energyscape.trainers import PCD
 
     def shared(epochs: int) -> dict[str, Any]:

@@ -39,7 +39,8 @@ from energyscape.models import (
 )
 from energyscape.models.encoders import TanhEncoder
 from energyscape.models.unrolled import CoupledLISTAEncoder, LISTAEncoder
-from energyscape.penalties import L1, Student
+from energyscape.penalties import L1, GroupL1, PooledL1, Student
+from energyscape.pools import torus_pools
 from energyscape.samplers import HMC, Langevin, Metropolis, ParallelTempering
 from energyscape.trainers import (
     CD,
@@ -208,6 +209,20 @@ OTHERS = [
     Case(
         "SparseCoding positive",
         lambda **k: SparseCoding(5, penalty=L1(2.0), positive=True, tol=1e-13, **k),
+        _reals(60, 6),
+        (*_CHAINS, EM, EnergyLoss),
+    ),
+    Case(
+        "SparseCoding groups",
+        lambda **k: SparseCoding(8, penalty=GroupL1(2, 2.0), tol=1e-13, **k),
+        _reals(60, 6),
+        (*_CHAINS, EM, EnergyLoss),
+    ),
+    Case(
+        "SparseCoding pools",
+        lambda **k: SparseCoding(
+            6, penalty=PooledL1(torus_pools(2, 3, 2), 1.0, 0.1), tol=1e-8, **k
+        ),
         _reals(60, 6),
         (*_CHAINS, EM, EnergyLoss),
     ),

@@ -16,7 +16,7 @@ from energyscape.models.encoders import (
     TanhEncoder,
 )
 from energyscape.models.unrolled import CoupledLISTAEncoder, LISTAEncoder, StepLISTAEncoder
-from energyscape.penalties import L1
+from energyscape.penalties import L1, GroupL1
 from energyscape.solvers.duality import soft_threshold
 from energyscape.solvers.proximal import ista
 from energyscape.solvers.quadratic import Gram, Rows
@@ -252,6 +252,11 @@ def test_lista_learns_from_the_energy_itself():
     assert (above > -1e-7).all()
     assert above.mean() < 0.7 * (first.energy(new) - best.energy(new)).mean()
     assert (above <= model.dual_gap(new) * 0.5 * (new**2).sum(1) + 1e-7).all()
+
+
+def test_lista_needs_the_gradient_of_what_codes_pay():
+    with pytest.raises(ValueError, match="LISTA needs a penalty with a gradient"):
+        LISTA(4, penalty=GroupL1(2, 1.0)).fit(rows(30))
 
 
 def test_an_encoder_is_taught_after_its_dictionary():

@@ -25,8 +25,8 @@ from energyscape.errors import CapabilityError, DivergenceError, UnnormalizedSco
 from energyscape.evaluation.laws import generic_params
 from energyscape.models.ica import ICA
 from energyscape.models.overcomplete_ica import OvercompleteICA
-from energyscape.models.pools import arrangement, log_integral, pooling, torus_pools
 from energyscape.optim import Moment
+from energyscape.pools import arrangement, log_integral, pooling, torus_pools
 from energyscape.trainers import EM, PCD, MaximumLikelihood
 from energyscape.trainers.base import Batch
 from energyscape.verbs import speaks
@@ -492,7 +492,7 @@ def test_errors_say_what_is_wrong() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             model.fit(rows)
-    with pytest.raises(ValueError, match="odd and at most 2"):
+    with pytest.raises(ValueError, match="size must be at most 2"):
         torus_pools(2, 3)
     for model, trainer in ((ICA(), EM()), (OvercompleteICA(5), MaximumLikelihood())):
         with pytest.raises(CapabilityError, match=type(model).__name__):

@@ -25,7 +25,7 @@ LAYERS = [
     "registry",
     "kernels io sources",
     "verbs",
-    "activations",
+    "activations pools",
     "layers convolution corruptions",
     "penalties optim",
     "solvers samplers",

@@ -154,6 +154,13 @@ class LISTA(EncodedModel):
         """The encoder, or the one that None stands for."""
         return LISTAEncoder() if self.encoder is None else self.encoder
 
+    def check_settings(self) -> None:
+        super().check_settings()
+        if self.penalty is not None and not hasattr(self.penalty, "code_grad"):
+            raise ValueError(
+                f"LISTA needs a penalty with a gradient such as L1 or Student, got {self.penalty!r}"
+            )
+
     def param_specs(self) -> dict[str, Param]:
         specs = super().param_specs()
         return specs if self.train_dictionary else specs | {"D": Param(trainable=False)}

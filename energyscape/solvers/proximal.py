@@ -36,7 +36,7 @@ class Codes:
     h : array, shape (n, m)
     gap : array, shape (n,), float64
         Duality gap of each row relative to its energy at h = 0; of penalties that are not norms,
-        the largest change that a proximal step would make, relative to |c|_∞/L.
+        the largest change that a step of 1/L would make, relative to |c|_∞/L.
     n_iter : array, shape (n,), int64
         Iterations that each row took.
     """
@@ -154,12 +154,18 @@ def distance(gram: Gram, rows: Rows, penalty: Any, h: Array, positive: bool = Fa
     if hasattr(penalty, "dual_norm"):
         return norm_gap(penalty, h, q, rest, positive) / xp.maximum(0.5 * rows.squares, tiny)
     step = _step(gram, penalty)
-    q *= h.dtype.type(step)
-    q += h
-    if positive:
-        xp.maximum(q, 0, out=q)
-    change = penalty.prox(q, step, h)
-    change -= h
+    if hasattr(penalty, "code_grad"):
+        # Smooth: what is left of the gradient, which a step by a bound may be far smaller than.
+        q -= penalty.code_grad(h)
+        change = xp.where((h == 0) & (q < 0), 0, q) if positive else q
+        change *= h.dtype.type(step)
+    else:
+        q *= h.dtype.type(step)
+        q += h
+        if positive:
+            xp.maximum(q, 0, out=q)
+        change = penalty.prox(q, step, h)
+        change -= h
     largest = step * xp.abs(rows.c).max(axis=1).astype(np.float64)
     return xp.abs(change).max(axis=1) / xp.maximum(largest, tiny)
 
