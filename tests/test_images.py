@@ -27,6 +27,7 @@ from energyscape.backend import Purpose, stream, to_host
 from energyscape.data import (
     ZCA,
     ContrastNormalize,
+    FrequencyWhitening,
     Jitter,
     LocalContrastNormalize,
     PatchExtractor,
@@ -241,6 +242,54 @@ def test_local_contrast_is_its_formula(channels: int | None) -> None:
         np.testing.assert_allclose(ours, v / np.maximum(sigma, sigma.mean()), atol=1e-12)
     again = LocalContrastNormalize(1.5).fit_transform(100 * x)
     np.testing.assert_allclose(again, found, atol=1e-11)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+@pytest.mark.parametrize("shape", [(16, 16), (11, 14)])
+def test_frequencies_are_weighed_by_their_filter(shape, channels: int | None) -> None:
+    """A wave comes out R(f) times as large, for every wave that fits; the mean goes."""
+    h, w = shape
+    y, x = np.mgrid[:h, :w]
+    for down, across in ((0, 1), (2, 0), (3, 2), (1, -4)):
+        f = np.hypot(down / h, across / w)
+        wave = np.cos(2 * np.pi * (down * y / h + across * x / w) + 0.3)
+        images = (
+            (5 + wave)[None] if channels is None else np.repeat(wave[None, ..., None], channels, 3)
+        )
+        model = FrequencyWhitening(0.3).fit(images)
+        gain = f * np.exp(-((f / 0.3) ** 4))
+        found = model.transform(images)
+        assert found.shape == images.shape
+        np.testing.assert_allclose(found.var(), 1, rtol=1e-9)
+        plain = images - images.mean()
+        np.testing.assert_allclose(found * model.scale_, gain * plain, atol=1e-12)
+    # Any size goes in; the number of channels stays.
+    assert model.transform(images[:, :7, :5]).shape[1:3] == (7, 5)
+    with pytest.raises(ValueError, match=r"was fitted to images with \d channel"):
+        model.transform(np.zeros((1, 5, 5, 2)))
+    with pytest.raises(ValueError, match="cutoff must lie in"):
+        FrequencyWhitening(0.8).fit(images)
+    assert not FrequencyWhitening().fit_transform(np.full((1, 6, 6), 3.0)).round(12).any()
+
+
+def test_flat_patches_are_left_out_and_counted(caplog) -> None:
+    rng = np.random.default_rng(0)
+    images = np.full((2, 8, 8), 0.1)
+    images[0, :, 4:] += rng.standard_normal((8, 4))
+    images[1, :, 4:] += 0.1 * rng.standard_normal((8, 4))
+    every = PatchExtractor(4, stride=4).fit_transform(images)
+    with caplog.at_level("INFO", "energyscape"):
+        varied = PatchExtractor(4, stride=4, flat=0.0).fit_transform(images)
+        strong = PatchExtractor(4, stride=4, flat=0.1).fit_transform(images)
+    np.testing.assert_array_equal(varied, every[[1, 3, 5, 7]])
+    np.testing.assert_array_equal(strong, every[[1, 3]])
+    assert "left out 4 flat patches of 8" in caplog.text
+    assert "left out 6 flat patches of 8" in caplog.text
+    few = PatchExtractor(4, 50, flat=0.0, random_state=0).fit_transform(images)
+    assert 0 < len(few) < 50 and (few.std(axis=1) > 0).all()
+    assert not hasattr(PatchExtractor(4, flat=0.1), "inverse_transform")
+    with pytest.raises(ValueError, match=r"flat must lie in \[0, 1\)"):
+        PatchExtractor(4, flat=1.0).fit(images)
 
 
 def test_local_contrast_of_flat_images_is_none() -> None:
@@ -460,6 +509,8 @@ def test_images_on_both_kinds_of_arrays(cupy: Any) -> None:
     models = [
         LocalContrastNormalize(1.0),
         PatchExtractor(3),
+        FrequencyWhitening(),
+        PatchExtractor(3, flat=0.5),
         PatchExtractor(3, n_patches=11, random_state=0),
     ]
     for model in models:

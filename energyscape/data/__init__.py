@@ -15,12 +15,14 @@ from energyscape.data.images import (
 from energyscape.data.jitter import Jitter
 from energyscape.data.patch_features import PatchFeatures
 from energyscape.data.patches import PatchExtractor
+from energyscape.data.spectral import FrequencyWhitening
 from energyscape.data.whitening import ZCA, PCAWhitening
 
 __all__ = [
     "ZCA",
     "Binarize",
     "ContrastNormalize",
+    "FrequencyWhitening",
     "Hard",
     "Jitter",
     "LocalContrastNormalize",

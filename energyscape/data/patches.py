@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from energyscape.verbs import check_count
 
 __all__ = ["PatchExtractor"]
 
+_log = logging.getLogger("energyscape")
+
 
 def with_channels(x: Array) -> Array:
     """Images (n, h, w, c); grey ones get one channel."""
@@ -48,6 +51,10 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
         as any other. None takes all patches on the grid, image by image, row by row.
     stride : int or (int, int), default 1
         Steps of the grid.
+    flat : float in [0, 1), optional
+        Patches whose variance is at most this share of the mean variance of all patches of a call
+        are left out, and the log says how many: 0 leaves out constant ones alone, 0.1 is that of
+        Olshausen and Field (1997). Default: all are kept.
     random_state : int, None, RandomState or Generator
         Becomes ``seed_`` in ``fit``; equal calls of ``transform`` give equal patches.
 
@@ -80,11 +87,13 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
         patch_size: int | tuple[int, int] = 8,
         n_patches: int | None = None,
         stride: int | tuple[int, int] = 1,
+        flat: float | None = None,
         random_state: Any = None,
     ) -> None:
         self.patch_size = patch_size
         self.n_patches = n_patches
         self.stride = stride
+        self.flat = flat
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> Any:
@@ -103,6 +112,8 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
         pair("PatchExtractor.stride", self.stride)
         if self.n_patches is not None:
             check_count("n_patches", self.n_patches)
+        if self.flat is not None and not 0 <= self.flat < 1:
+            raise ValueError(f"PatchExtractor.flat must lie in [0, 1), got {self.flat!r}")
         groups = self._groups(X)
         self.n_channels_ = _channels(groups[0].event_shape)
         shapes = {tuple(g.event_shape) for g in groups}
@@ -127,9 +138,22 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
         groups = self._groups(X)
         self._check(groups)
         parts = self._all(groups) if self.n_patches is None else self._some(groups)
-        return parts[0] if len(parts) == 1 else namespace(parts[0]).concatenate(parts)
+        found = parts[0] if len(parts) == 1 else namespace(parts[0]).concatenate(parts)
+        return found if self.flat is None else self._varied(found)
 
-    @available_if(lambda self: self.n_patches is None)
+    def _varied(self, rows: Array) -> Array:
+        """Patches without those that are flat."""
+        mean = rows.mean(axis=1, dtype=np.float64)[:, None]
+        variance = ((rows - mean) ** 2).mean(axis=1)
+        # What is constant but for rounding of its mean has no variance, also where flat is 0.
+        variance *= variance > (4 * np.finfo(rows.dtype).eps * mean[:, 0]) ** 2
+        kept = variance > self.flat * variance.mean()
+        dropped = len(rows) - int(kept.sum())
+        if dropped:
+            _log.info("PatchExtractor: left out %d flat patches of %d", dropped, len(rows))
+        return rows[kept]
+
+    @available_if(lambda self: self.n_patches is None and self.flat is None)
     def inverse_transform(self, P: Any) -> Any:
         """Images from all their patches, the mean where patches overlap.
 

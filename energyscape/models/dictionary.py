@@ -23,6 +23,7 @@ from energyscape.backend import Array, namespace
 # An atom is dead whose mean squared code is below this share of the average one, and a duplicate
 # whose cosine with one that is used more is above that.
 _DEAD, _DUPLICATE = 1e-4, 0.99
+_TINY = float(np.finfo(np.float64).tiny)
 _AT_ONCE = 20  # one atom of so many is replaced in an update, at most: some doubles are for good
 
 
@@ -73,15 +74,17 @@ def best_atoms(D: Array, A: Array, B: Array, sweeps: int = 1) -> Array:
     array, shape (n_features, m), dtype of ``D``
         Atoms that no code uses stay.
     """
-    xp = namespace(D)
-    # Atoms in rows: each is contiguous.
-    atoms, target = xp.ascontiguousarray(D.T.astype(np.float64)), B.T
+    xp, wide = namespace(D), np.float64
+    # Atoms in rows, so that each is contiguous; A without what an atom gives of itself.
+    atoms, target = (xp.ascontiguousarray(v.T.astype(wide)) for v in (D, B))
+    others = A.copy()
+    others.ravel()[:: len(A) + 1] = 0
+    used = xp.diagonal(A) > 0
     for _ in range(sweeps):
         for j in range(len(atoms)):
-            way = target[j] - A[j] @ atoms
-            way += A[j, j] * atoms[j]
+            way = target[j] - others[j] @ atoms
             norm = xp.sqrt(way @ way)
-            atoms[j] = xp.where(norm > 0, way / xp.where(norm > 0, norm, 1), atoms[j])
+            atoms[j] = xp.where(used[j] & (norm > 0), way / xp.maximum(norm, _TINY), atoms[j])
     return unit_columns(atoms.T).astype(D.dtype)
 
 

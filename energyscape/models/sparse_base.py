@@ -59,7 +59,11 @@ class CodePass(Pass):
         return self.model.joint_input_grad(self.params, self.x, self.codes.h)
 
     def stats(self) -> Params:
-        return {"mean/usage": (self.codes.h**2).sum(axis=0)}
+        late = (self.codes.gap > self.model.tol).sum()
+        return {
+            "mean/usage": (self.codes.h**2).sum(axis=0),
+            "mean/late": namespace(late).asarray(late, dtype=self.x.dtype),
+        }
 
 
 class SparseModel(EnergyFromPass, EnergyModel):
@@ -67,6 +71,7 @@ class SparseModel(EnergyFromPass, EnergyModel):
 
     domain = "real"
     latents = "minimized"
+    decoded_rows = 100  # each takes a code
     # Atoms have norm 1 and codes pay, so that pushing down on data alone cannot flatten F.
     limited = True
 
@@ -303,6 +308,8 @@ class SparseModel(EnergyFromPass, EnergyModel):
         if "mean/usage" not in sums:
             return
         usage = params["usage"]
+        if "mean/late" in sums:
+            params["late"][...] = sums["mean/late"]
         usage += usage.dtype.type(_FORGET) * (sums["mean/usage"].astype(usage.dtype) - usage)
         if not self.replace:
             return

@@ -15,8 +15,8 @@ from energyscape.solvers.quadratic import Gram, Rows
 
 __all__ = ["ALGORITHMS", "sparse_codes"]
 
-# Numbers of one array of codes that stay in the cache with those beside it, on a CPU.
-_NUMBERS = 1 << 17
+# Numbers of one array of codes at once, on a CPU: fewer make small products, more leave the cache.
+_NUMBERS = 1 << 18
 # Iterations of FISTA after which a badly conditioned dictionary is suspected.
 _PATIENCE = 200
 # Below this relative gap the rounding of float32 iterations shows: the rest is done in float64.

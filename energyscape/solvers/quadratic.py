@@ -47,8 +47,12 @@ class Gram:
         return cls(D, alpha, G, bound)
 
     def double(self) -> Gram:
-        """The same in float64."""
-        return Gram.of(self.D.astype(np.float64), self.alpha)
+        """The same in float64; what `largest_eigenvalue` adds for rounding covers that of D'D."""
+        D = self.D.astype(np.float64)
+        G = D.T @ D
+        if self.alpha:
+            G.ravel()[:: len(G) + 1] += self.alpha
+        return Gram(D, self.alpha, G, self.bound)
 
 
 @dataclass(frozen=True)
