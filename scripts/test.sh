@@ -20,7 +20,7 @@ if [ "$marks" = gpu ]; then
     need test numpy scipy sklearn h5py tqdm pytest
 else
     oracles=()
-    [ "${ENERGYSCAPE_ORACLES:-}" = required ] && oracles=(cupy nvidia.cuda_nvrtc)
+    [ "${ENERGYSCAPE_ORACLES:-}" = required ] && oracles=(cupy nvidia.cuda_nvrtc skglm)
     need test numpy scipy sklearn h5py tqdm pytest xdist pandas matplotlib PIL build setuptools \
         wheel ${oracles[@]+"${oracles[@]}"}
 fi

@@ -222,6 +222,7 @@ def code_error(model, X):
     return ((exact - guess) ** 2).sum(1).mean()
 
 
+@pytest.mark.slow
 def test_lista_learns_codes_that_ista_of_as_many_steps_does_not_reach():
     X, new = rows(2000), rows(seed=1)
     D = SparseCoding(16, random_state=0, trainer=EM(n_epochs=5, batch_size=100)).fit(X)

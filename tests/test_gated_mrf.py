@@ -148,6 +148,7 @@ def test_gamma_draws(of_host: bool, dtype: Any) -> None:
 # ---------------------------------------------------------------- log Z
 
 
+@pytest.mark.slow
 def test_log_z_of_few_binary_units_is_the_area() -> None:
     for model in (
         CovarianceRBM(3, learn_pools=False),

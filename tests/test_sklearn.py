@@ -121,6 +121,7 @@ def test_exact_scores_are_log_likelihoods() -> None:
     assert high == pytest.approx(model.score(BITS), abs=0.05)
 
 
+@pytest.mark.slow
 def test_large_models_are_estimated_once() -> None:
     rng = np.random.default_rng(0)
     X = (rng.random((50, 30)) < 0.3).astype(np.float32)

@@ -377,6 +377,7 @@ def _exact_bas(trainer: Trainer, seed: int, rows: int = 96) -> float:
     return RBM(16, trainer=trainer, random_state=seed).fit(X).score(images)
 
 
+@pytest.mark.slow
 def test_ragged_batches_do_not_change_what_is_learned() -> None:
     """110 rows at batch 100 against 96 rows, at equal updates and chains: within 0.1 nat."""
     seeds = (1, 2, 3, 4, 5)

@@ -22,6 +22,7 @@ import numpy as np
 from energyscape.backend import Array
 from energyscape.models.encoded import EncodedModel
 from energyscape.registry import register
+from energyscape.samplers import HMC
 from energyscape.verbs import Param, Params
 
 
@@ -119,6 +120,10 @@ class PSD(EncodedModel):
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
+
+    def default_sampler(self) -> Any:
+        """HMC, whose steps are the shorter the more the encoder adds to the curvature."""
+        return HMC(10, step_size=0.7 / math.sqrt(1.0 + self.alpha))
 
     def check_settings(self) -> None:
         super().check_settings()
