@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from energyscape.backend import Array, namespace
-from energyscape.kernels import sigmoid, softplus_sum
+from energyscape.kernels import sigmoid, soft_threshold, softplus_sum
 from energyscape.registry import register
 from energyscape.verbs import check_count
 
@@ -206,8 +206,7 @@ class Shrink(PiecewiseLinear):
 
     def value(self, a: Array, out: Array = None) -> Array:
         """f(a); ``out`` may be ``a`` itself."""
-        xp, theta = namespace(a), float(self.threshold)
-        return xp.subtract(a, xp.clip(a, -theta, theta), out=out)
+        return soft_threshold(a, float(self.threshold), out=out)
 
     def slope(self, a: Array, h: Array) -> Array:
         """1 where |a| > threshold, else 0."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from energyscape.errors import CapabilityError
+from energyscape.kernels import soft_threshold
 from energyscape.models import LISTA, PSD, SparseCoding
 from energyscape.models.encoders import (
     DoubleTanhEncoder,
@@ -17,7 +18,6 @@ from energyscape.models.encoders import (
 )
 from energyscape.models.unrolled import CoupledLISTAEncoder, LISTAEncoder, StepLISTAEncoder
 from energyscape.penalties import L1, GroupL1
-from energyscape.solvers.duality import soft_threshold
 from energyscape.solvers.proximal import ista
 from energyscape.solvers.quadratic import Gram, Rows
 from energyscape.trainers import EM, EnergyLoss, Prediction
@@ -253,6 +253,27 @@ def test_lista_learns_from_the_energy_itself():
     assert (above > -1e-7).all()
     assert above.mean() < 0.7 * (first.energy(new) - best.energy(new)).mean()
     assert (above <= model.dual_gap(new) * 0.5 * (new**2).sum(1) + 1e-7).all()
+
+
+@pytest.mark.parametrize("trainer", [EnergyLoss(n_epochs=3), Prediction(n_epochs=3)])
+@pytest.mark.parametrize("kind", [PSD, LISTA])
+def test_no_atom_of_a_dictionary_that_stays_is_replaced(kind, trainer):
+    """Not even a double, which training would make anew."""
+    D = near_double()
+    model = kind(16, dictionary=D, train_dictionary=False, trainer=trainer, random_state=0)
+    model.set_params(encoder=CoupledLISTAEncoder(1)).fit(rows(200))
+    np.testing.assert_allclose(model.components_, D, rtol=1e-12)
+    assert model.n_replaced_ == 0 and not model.param_specs()["D"].trainable
+    if isinstance(trainer, Prediction):
+        return
+    moves = kind(16, dictionary=D, train_dictionary=True, trainer=trainer, random_state=0)
+    assert moves.fit(rows(200)).n_replaced_ > 0  # the negative control
+
+
+def near_double():
+    D = np.random.default_rng(2).standard_normal((16, 12))
+    D[1] = D[0] + 1e-3 * D[1]
+    return D / np.linalg.norm(D, axis=1)[:, None]
 
 
 def test_lista_needs_the_gradient_of_what_codes_pay():

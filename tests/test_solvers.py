@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from sklearn.decomposition import sparse_encode
 
+from energyscape.kernels import soft_threshold
 from energyscape.penalties import L1, Student
 from energyscape.solvers.active_set import support_step
-from energyscape.solvers.duality import duality_gap, kkt_violation, norm_gap, soft_threshold
+from energyscape.solvers.duality import duality_gap, kkt_violation, norm_gap
 from energyscape.solvers.encode import ALGORITHMS, sparse_codes
 from energyscape.solvers.proximal import fista, ista
 from energyscape.solvers.quadratic import Gram, Rows, largest_eigenvalue

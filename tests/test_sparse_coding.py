@@ -212,7 +212,7 @@ def test_sparsity_says_how_many_codes_are_on():
     for sparsity in (0.05, 0.2, 0.6):
         model = SparseCoding(24, sparsity=sparsity, random_state=0, trainer=_brief())
         H = model.fit(X).transform(X)
-        most = np.median(np.abs(X @ SparseCoding_start(X).T).max(1))
+        most = np.median(np.abs(X @ random_rows(X).T).max(1))
         assert 0.5 < model.strength_ / (sparsity * most) < 2
         on.append((H != 0).mean())
     assert on[0] > on[1] > on[2] > 0
@@ -221,7 +221,7 @@ def test_sparsity_says_how_many_codes_are_on():
     np.testing.assert_allclose(scaled.components_, plain.components_, atol=1e-6)
 
 
-def SparseCoding_start(X):
+def random_rows(X):
     """Random rows as a dictionary."""
     rows = X[np.random.default_rng(0).choice(len(X), 24, replace=False)]
     return rows / np.linalg.norm(rows, axis=1)[:, None]

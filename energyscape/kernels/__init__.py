@@ -8,7 +8,7 @@ import numpy as np
 
 from energyscape.backend import THREADS, Array, is_gpu_array, launch, namespace
 
-__all__ = ["descend", "leapfrog", "log1p", "sigmoid", "softplus_sum"]
+__all__ = ["descend", "leapfrog", "log1p", "sigmoid", "soft_threshold", "softplus_sum"]
 
 # Elements that stay in the second-level cache with the arrays beside them.
 _BLOCK = 1 << 15
@@ -27,6 +27,29 @@ def sigmoid(a: Array, out: Array = None) -> Array:
     p *= half
     p += half
     return p
+
+
+def soft_threshold(v: Array, theta: Any, positive: bool = False, out: Array = None) -> Array:
+    """sign(v) max(|v| - θ, 0), or max(v - θ, 0) of codes that are to be positive.
+
+    Parameters
+    ----------
+    v : array
+    theta : float or array that broadcasts to ``v``
+        θ >= 0, in the dtype of ``v`` (or a Python float).
+    positive : bool, default False
+    out : array, optional
+        May be ``v`` itself.
+
+    Returns
+    -------
+    array, shape and dtype of ``v``
+    """
+    xp = namespace(v)
+    if positive:
+        out = xp.subtract(v, theta, out=out)
+        return xp.maximum(out, 0, out=out)
+    return xp.subtract(v, xp.clip(v, -theta, theta), out=out)
 
 
 def softplus_sum(a: Array) -> Array:

@@ -48,8 +48,14 @@ class EncodedModel(SparseModel):
         lam = float(params["lam"])
         return params | self.chosen_encoder().init(params["D"], lam, x)
 
+    @property
+    def moves_dictionary(self) -> bool:  # type: ignore[override]
+        """Whether training moves the dictionary."""
+        return self.train_dictionary
+
     def param_specs(self) -> dict[str, Param]:
-        own = super().param_specs() | {"power": Param(trainable=False)}
+        buffers = ("power",) if self.train_dictionary else ("power", "D")
+        own = super().param_specs() | {name: Param(trainable=False) for name in buffers}
         return own | self.chosen_encoder().specs()
 
     def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
@@ -70,7 +76,19 @@ class EncodedModel(SparseModel):
         guess, cache = encoder.forward(params, x, self.positive)
         guess = (guess - h) * weights.astype(x.dtype)[:, None]
         grads, _ = encoder.backward(params, cache, guess)
-        return grads | {"D": namespace(x).zeros_like(params["D"])}
+        grads.pop("D", None)
+        if self.train_dictionary:
+            grads["D"] = namespace(x).zeros_like(params["D"])
+        return grads
+
+    def both(self, own: Params, grads: Params) -> Params:
+        """Gradients of the energy at fixed codes and through the encoder, added up; without those
+        of a dictionary that stays."""
+        if not self.train_dictionary:
+            grads.pop("D", None)
+        elif "D" in grads:
+            grads["D"] += own["D"]
+        return own | grads
 
     def best_codes(self, params: Params, x: Array) -> Codes:
         """Codes of the energy without the encoder, looked for from its guess on."""

@@ -27,8 +27,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from energyscape.backend import Array, namespace
+from energyscape.kernels import soft_threshold
 from energyscape.registry import register
-from energyscape.solvers.duality import soft_threshold
 from energyscape.solvers.quadratic import Gram
 from energyscape.verbs import Param, Params
 

@@ -22,7 +22,7 @@ from energyscape.models.unrolled import LISTAEncoder
 from energyscape.registry import register
 from energyscape.sources import Rows
 from energyscape.trainers import Prediction
-from energyscape.verbs import Param, Params, Pass
+from energyscape.verbs import Params, Pass
 
 
 class GuessPass(Pass):
@@ -47,9 +47,7 @@ class GuessPass(Pass):
         slope *= weights.astype(slope.dtype)[:, None]
         grads, _ = self.encoder.backward(self.params, self.cache, slope)
         own = self.model.joint_grad(self.params, self.x, self.h, weights)
-        return {key: grads[key] + own[key] if key in grads else own[key] for key in own} | {
-            key: grad for key, grad in grads.items() if key not in own
-        }
+        return self.model.both(own, grads)
 
     def input_grad(self) -> Array:
         _, dx = self.encoder.backward(self.params, self.cache, self._slope(), need_dx=True)
@@ -160,10 +158,6 @@ class LISTA(EncodedModel):
             raise ValueError(
                 f"LISTA needs a penalty with a gradient such as L1 or Student, got {self.penalty!r}"
             )
-
-    def param_specs(self) -> dict[str, Param]:
-        specs = super().param_specs()
-        return specs if self.train_dictionary else specs | {"D": Param(trainable=False)}
 
     def first_params(self, rows: Rows, x: Array, rng: Any) -> Params:
         """The dictionary of a `SparseCoding` of the same rows, if none was given, and the encoder

@@ -23,7 +23,7 @@ from energyscape.backend import Array
 from energyscape.models.encoded import EncodedModel
 from energyscape.registry import register
 from energyscape.samplers import HMC
-from energyscape.verbs import Param, Params
+from energyscape.verbs import Params
 
 
 @register
@@ -130,10 +130,6 @@ class PSD(EncodedModel):
         if not 0 <= self.alpha < math.inf:
             raise ValueError(f"PSD.alpha must be >= 0, got {self.alpha!r}")
 
-    def param_specs(self) -> dict[str, Param]:
-        specs = super().param_specs()
-        return specs if self.train_dictionary else specs | {"D": Param(trainable=False)}
-
     # ------------------------------------------------------------ verbs
 
     def pull(self) -> float:
@@ -157,10 +153,7 @@ class PSD(EncodedModel):
         away = guess - h
         away *= weights.astype(x.dtype)[:, None] * x.dtype.type(self.alpha)
         grads, _ = encoder.backward(params, cache, away)
-        own = super().joint_grad(params, x, h, weights)
-        if "D" in grads:
-            grads["D"] += own["D"]
-        return own | grads
+        return self.both(super().joint_grad(params, x, h, weights), grads)
 
     def joint_input_grad(self, params: Params, x: Array, h: Array) -> Array:
         """∂E/∂x at fixed codes, the shape of x."""

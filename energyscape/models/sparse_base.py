@@ -71,6 +71,8 @@ class SparseModel(EnergyFromPass, EnergyModel):
 
     domain = "real"
     latents = "minimized"
+    # Whether training moves the dictionary.
+    moves_dictionary = True
     decoded_rows = 100  # each takes a code
     # Atoms have norm 1 and codes pay, so that pushing down on data alone cannot flatten F.
     limited = True
@@ -251,6 +253,8 @@ class SparseModel(EnergyFromPass, EnergyModel):
 
     def joint_grad(self, params: Params, x: Array, h: Array, weights: Array) -> Params:
         """Σ_i w_i ∂E(x_i, h_i)/∂θ at fixed codes."""
+        if not self.moves_dictionary:
+            return {}
         rest = self.decode(params, h) - x
         rest *= weights.astype(x.dtype)[:, None]
         return {"D": rest.T @ h}
@@ -299,6 +303,8 @@ class SparseModel(EnergyFromPass, EnergyModel):
     def precondition(self, params: Params, grads: Params) -> None:
         """Steps of an atom in units of its mean squared code, in place: one rate fits data of any
         scale, and atoms that are seldom used learn as fast as others."""
+        if "D" not in grads:
+            return
         usage = params["usage"]
         grads["D"] /= namespace(usage).maximum(usage, usage.dtype.type(0.1) * usage.mean())
 
@@ -311,7 +317,7 @@ class SparseModel(EnergyFromPass, EnergyModel):
         if "mean/late" in sums:
             params["late"][...] = sums["mean/late"]
         usage += usage.dtype.type(_FORGET) * (sums["mean/usage"].astype(usage.dtype) - usage)
-        if not self.replace:
+        if not (self.replace and self.moves_dictionary):
             return
         D, which = self.renewed(params, usage)
         if len(which):

@@ -21,9 +21,9 @@ from __future__ import annotations
 from typing import Any
 
 from energyscape.backend import Array, namespace
+from energyscape.kernels import soft_threshold
 from energyscape.models.encoders import Encoder, reflected
 from energyscape.registry import register
-from energyscape.solvers.duality import soft_threshold
 from energyscape.solvers.quadratic import Gram
 from energyscape.verbs import Params, check_count
 

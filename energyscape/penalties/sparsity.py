@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 
 from energyscape.activations import largest
 from energyscape.backend import Array, namespace
+from energyscape.kernels import soft_threshold
 from energyscape.layers import LayerGrad, LayerPass
 from energyscape.penalties.base import Penalty
 from energyscape.registry import register
@@ -52,9 +53,7 @@ class L1(Penalty):
 
     def prox(self, v: Array, step: Any, at: Array) -> Array:
         """argmin ½|u - v|² + step λ|u|₁, the soft threshold, in place."""
-        theta = step * self.strength
-        v -= namespace(v).clip(v, -theta, theta)
-        return v
+        return soft_threshold(v, step * self.strength, out=v)
 
     def dual_norm(self, q: Array) -> Array:
         """|q|_∞/λ of each row, shape (n,), float64."""

@@ -25,6 +25,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from energyscape.backend import Array, device_of, is_gpu_array, namespace, to_host
+from energyscape.kernels import soft_threshold
 from energyscape.penalties.base import check_strength
 from energyscape.pools import pooling
 from energyscape.registry import register
@@ -367,5 +368,4 @@ class Lateral(_Structure):
         theta = xp.abs(at) @ S
         theta *= step * float(self.strength)
         theta += step * float(self.l1)
-        v -= xp.clip(v, -theta, theta)
-        return v
+        return soft_threshold(v, theta, out=v)

@@ -20,8 +20,8 @@ from __future__ import annotations
 import numpy as np
 
 from energyscape.backend import Array, namespace
+from energyscape.kernels import soft_threshold
 from energyscape.solvers.conv_dictionary import Batch, ConvCodes, ConvDictionary
-from energyscape.solvers.duality import soft_threshold
 
 __all__ = ["conv_fista"]
 

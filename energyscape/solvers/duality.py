@@ -25,31 +25,9 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
+from energyscape.penalties import L1
 
-__all__ = ["duality_gap", "kkt_violation", "norm_gap", "soft_threshold"]
-
-
-def soft_threshold(v: Array, theta: Any, positive: bool = False, out: Array = None) -> Array:
-    """sign(v) max(|v| - θ, 0), or max(v - θ, 0) of codes that are to be positive.
-
-    Parameters
-    ----------
-    v : array
-    theta : float or array that broadcasts to ``v``
-        θ >= 0, in the dtype of ``v`` (or a Python float).
-    positive : bool, default False
-    out : array, optional
-        May be ``v`` itself.
-
-    Returns
-    -------
-    array, shape and dtype of ``v``
-    """
-    xp = namespace(v)
-    if positive:
-        out = xp.subtract(v, theta, out=out)
-        return xp.maximum(out, 0, out=out)
-    return xp.subtract(v, xp.clip(v, -theta, theta), out=out)
+__all__ = ["duality_gap", "kkt_violation", "norm_gap"]
 
 
 def duality_gap(h: Array, q: Array, squares: Array, lam: float, positive: bool = False) -> Array:
@@ -73,16 +51,8 @@ def duality_gap(h: Array, q: Array, squares: Array, lam: float, positive: bool =
     array, shape (n,), float64
         0 at the optimum; in the units of x².
     """
-    xp, n = namespace(h), len(h)
-    flat, slope = h.reshape(n, -1), q.reshape(n, -1)
-    largest = (slope if positive else xp.abs(slope)).max(axis=1).astype(np.float64)
-    inverse = 1.0 / xp.maximum(1.0, largest / lam)  # 1/s
-    # Σ|h_j|λ - h_j q_j/s, summed term by term: both parts alone are as large as |x|².
-    terms = flat * slope
-    terms *= -inverse.astype(h.dtype)[:, None]
-    terms += xp.abs(flat) * h.dtype.type(lam)
-    missing = xp.maximum(terms.sum(axis=1, dtype=np.float64), 0.0)
-    return 0.5 * squares.astype(np.float64) * (1.0 - inverse) ** 2 + missing
+    n = len(h)
+    return norm_gap(L1(lam), h.reshape(n, -1), q.reshape(n, -1), squares, positive)
 
 
 def kkt_violation(h: Array, q: Array, lam: float, positive: bool = False) -> Array:
@@ -125,4 +95,5 @@ def norm_gap(penalty: Any, h: Array, q: Array, squares: Array, positive: bool = 
     inverse = 1.0 / xp.maximum(1.0, penalty.dual_norm(xp.maximum(q, 0) if positive else q))
     # What is missing is far smaller than both terms: their products are summed in float64.
     missing = penalty.code_value(h) - (h * q).sum(axis=1, dtype=np.float64) * inverse
-    return 0.5 * squares * (1.0 - inverse) ** 2 + xp.maximum(missing, 0.0)
+    rest = 0.5 * squares.astype(np.float64) * (1.0 - inverse) ** 2
+    return rest + xp.maximum(missing, 0.0)

@@ -115,16 +115,15 @@ def largest_eigenvalue(G: Array) -> float:
     """
     xp = namespace(G)
     P, log = G, 0.0
-    for i in range(_SQUARINGS):
-        scale = float(xp.sqrt((P * P).sum(dtype=np.float64)))
-        if scale == 0.0:
-            return 0.0
-        log += np.log(scale) / 2**i
-        P = P / P.dtype.type(scale)
-        P = P @ P
-    # The trace of P² is Σ λ^64; rounding of the products is far below what is added here.
-    log += 0.5 * float(xp.log((P * P).sum(dtype=np.float64))) / 2**_SQUARINGS
-    return float(np.exp(log)) * (1.0 + 1e3 * float(np.finfo(G.dtype).eps))
+    for i in range(_SQUARINGS + 1):
+        norm = xp.sqrt((P * P).sum(dtype=np.float64))  # of the last P, Σ λ^64 is its square
+        scale = xp.where(norm > 0, norm, 1.0)
+        log = log + xp.log(scale) / 2**i
+        if i < _SQUARINGS:
+            P = P / scale.astype(P.dtype)
+            P = P @ P
+    # One wait for the device; rounding of the products is far below what is added here.
+    return float(xp.exp(log) * (norm > 0)) * (1.0 + 1e3 * float(np.finfo(G.dtype).eps))
 
 
 def _squares(x: Array) -> Array:
