@@ -8,7 +8,7 @@ import pytest
 
 from energyscape.errors import CapabilityError
 from energyscape.kernels import soft_threshold
-from energyscape.models import LISTA, PSD, SparseCoding
+from energyscape.models import LISTA, PSD, SparseCoding, encoded
 from energyscape.models.encoders import (
     DoubleTanhEncoder,
     LinearEncoder,
@@ -292,3 +292,12 @@ def test_an_encoder_is_taught_after_its_dictionary():
     assert errors[-1] < 0.9 * errors[0]
     with pytest.raises(CapabilityError, match="Prediction cannot train SparseCoding"):
         SparseCoding(4, trainer=Prediction()).fit(X)
+
+
+def test_an_encoder_that_works_in_parts_gives_the_same(monkeypatch):
+    X = rows(100)
+    model = PSD(16, random_state=0, trainer=EnergyLoss(n_epochs=1)).fit(X)
+    whole = model.transform(X)
+    monkeypatch.setattr(encoded, "_NUMBERS", 16 * 32)  # parts of 32 rows, the last of 4
+    # The order of sums in a product may depend on its size.
+    np.testing.assert_allclose(model.transform(X), whole, rtol=1e-12, atol=1e-14)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from energyscape.backend import Array, namespace
+from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.models.encoders import ShrinkEncoder
 from energyscape.models.sparse_base import SparseModel
 from energyscape.solvers.encode import Codes
@@ -12,6 +12,11 @@ from energyscape.solvers.proximal import distance
 from energyscape.solvers.quadratic import Gram, Rows, largest_eigenvalue
 from energyscape.trainers import EnergyLoss
 from energyscape.verbs import Param, Params
+
+# Numbers of one array of codes at once, on a CPU. An encoder is a product and a few passes over its
+# codes: at 144×256 in float32 one forward of 20,000 rows takes 1.6 times as long as in parts that
+# stay in the cache, and those 1.02 times as long as the product.
+_NUMBERS = 1 << 18
 
 
 class EncodedModel(SparseModel):
@@ -68,7 +73,15 @@ class EncodedModel(SparseModel):
 
     def guess(self, params: Params, x: Array) -> Array:
         """f(x), shape (n, n_components)."""
-        return self.chosen_encoder().forward(params, x, self.positive)[0]
+        encoder, n, m = self.chosen_encoder(), len(x), params["D"].shape[1]
+        size = max(32, _NUMBERS // m)
+        if n <= size or is_gpu_array(x):
+            return encoder.forward(params, x, self.positive)[0]
+        h = namespace(x).empty((n, m), x.dtype)
+        for lo in range(0, n, size):
+            part = slice(lo, lo + size)
+            h[part] = encoder.forward(params, x[part], self.positive)[0]
+        return h
 
     def prediction_grad(self, params: Params, x: Array, h: Array, weights: Array) -> Params:
         """Σ_i w_i ∂/∂θ ½|h_i - f(x_i)|² in the encoder; 0 in the dictionary."""
