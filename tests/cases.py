@@ -20,6 +20,7 @@ from energyscape.models import (
     PCA,
     PSD,
     RBM,
+    RICA,
     AutoEncoder,
     CovarianceRBM,
     DeepAutoEncoder,
@@ -258,6 +259,19 @@ OTHERS = [
         lambda **k: SparseCoding(5, penalty=Student(2.0), tol=1e-8, **k),
         _reals(60, 6),
         (*_CHAINS, EM, EnergyLoss),
+    ),
+    Case("RICA", lambda **k: RICA(9, **k), _reals(60, 6), (*_CHAINS, EnergyLoss)),
+    Case(
+        "RICA pools",
+        lambda **k: RICA(6, pools=torus_pools(2, 3, 2), sparsity=0.3, epsilon=0.1, **k),
+        _reals(60, 6),
+        (*_CHAINS, EnergyLoss),
+    ),
+    Case(
+        "RICA student",
+        lambda **k: RICA(4, penalty=Student(2.0), **k),
+        _reals(60, 6),
+        (*_CHAINS, EnergyLoss),
     ),
     Case(
         "AutoEncoder",

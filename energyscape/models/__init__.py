@@ -16,6 +16,7 @@ from energyscape.models.overcomplete_ica import OvercompleteICA
 from energyscape.models.pca import PCA
 from energyscape.models.psd import PSD
 from energyscape.models.rbm import RBM
+from energyscape.models.rica import RICA
 from energyscape.models.sparse_coding import SparseCoding
 from energyscape.models.stacks import DeepBeliefNet, StackedAutoEncoder
 from energyscape.models.tiled import FieldsOfExperts, TiledMPoT
@@ -27,6 +28,7 @@ __all__ = [
     "PCA",
     "PSD",
     "RBM",
+    "RICA",
     "AutoEncoder",
     "CovarianceRBM",
     "DeepAutoEncoder",
