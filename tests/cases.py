@@ -39,6 +39,7 @@ from energyscape.models import (
     TiledRBM,
 )
 from energyscape.models.encoders import TanhEncoder
+from energyscape.models.learned_descent import LCoDEncoder
 from energyscape.models.unrolled import CoupledLISTAEncoder, LISTAEncoder
 from energyscape.penalties import L1, GroupL1, PooledL1, Student
 from energyscape.pools import torus_pools
@@ -241,6 +242,12 @@ OTHERS = [
         _GUESSED,
     ),
     Case("LISTA", lambda **k: LISTA(7, tol=1e-12, **k), _reals(60, 6), _GUESSED),
+    Case(
+        "LISTA descent",
+        lambda **k: LISTA(7, encoder=LCoDEncoder(5), tol=1e-12, **k),
+        _reals(60, 6),
+        _GUESSED,
+    ),
     Case(
         "LISTA dictionary",
         lambda **k: LISTA(

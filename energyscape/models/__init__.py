@@ -1,5 +1,6 @@
 """Models: one file per family, each a scikit-learn estimator outside and verbs inside."""
 
+from energyscape.models import learned_descent as learned_descent  # encoders that files name
 from energyscape.models.autoencoder import AutoEncoder
 from energyscape.models.classifier import FineTunedClassifier
 from energyscape.models.deep import DeepAutoEncoder

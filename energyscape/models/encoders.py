@@ -8,7 +8,7 @@
 
 each with its own gain, bias or threshold for every code. An encoder is an object that names its
 arrays in the parameters of the model that owns it, and goes forward and backward; unrolled
-inference is in `unrolled`.
+inference is in `unrolled` and `learned_descent`.
 
 References
 ----------

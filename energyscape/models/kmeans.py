@@ -14,12 +14,12 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from sklearn.base import ClusterMixin
 from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, is_gpu_array, namespace, to_host
 from energyscape.models.base import EnergyModel
+from energyscape.models.moments import group_sums, one_hot
 from energyscape.registry import register
 from energyscape.samplers import HMC
 from energyscape.trainers import EM
@@ -189,7 +189,7 @@ class KMeans(ClusterMixin, EnergyModel):
     def free_energy_grad(self, params: Params, x: Array, weights: Array) -> Params:
         """Σ_i w_i ∂F(x_i)/∂μ_k = -2 Σ_{i nearest to k} w_i (x_i - μ_k)."""
         labels = self.assign(params, x)
-        sums = _group_sums(self._away(params, x, labels), labels, self.n_components, weights)
+        sums = group_sums(self._away(params, x, labels), labels, self.n_components, weights)
         sums *= sums.dtype.type(-2)
         return {"mu": sums}
 
@@ -208,7 +208,7 @@ class KMeans(ClusterMixin, EnergyModel):
         xp, z = namespace(x), self._centred(params, x)
         centres = self._centres(params)
         if self.features == "hard":
-            return _one_hot(_nearest(z, centres)[0], len(centres), x.dtype)
+            return one_hot(_nearest(z, centres)[0], len(centres), x.dtype)
         out = z @ (centres * centres.dtype.type(-2)).T
         out += _squares(z)[:, None]
         out += _squares(centres)
@@ -264,7 +264,7 @@ class KMeans(ClusterMixin, EnergyModel):
             half = (labels == worst) & (z @ params["probe"] > level)
             groups = xp.where(half, k, labels)
             counts, energies = _group_counts(groups, energy, k + 1)
-            part = [counts, energies, _group_sums(z, groups, k + 1).astype(np.float64)]
+            part = [counts, energies, group_sums(z, groups, k + 1).astype(np.float64)]
             total = [a + b for a, b in zip(total, part, strict=True)] if total else part
         (n, e, s), rows = total, xp.full((), len(x), np.float64)
         cut = (xp.arange(k) == worst).astype(np.float64)  # gets back its far half
@@ -445,26 +445,13 @@ def _seeds(z: Array, k: int, rng: Any) -> Array:
     return centres
 
 
-def _group_sums(z: Array, groups: Array, k: int, weights: Array = None) -> Array:
-    """Sums over the rows of each group, weighted if asked, shape (k, n_features), dtype of z."""
-    if is_gpu_array(z):  # a product: the order of scattered additions would not be fixed
-        rows = _one_hot(groups, k, z.dtype)
-        return (rows if weights is None else rows * weights[:, None]).T @ z
-    each = np.ones(len(z), z.dtype) if weights is None else weights
-    return scipy.sparse.csr_array((each, groups, np.arange(len(z) + 1)), shape=(len(z), k)).T @ z
-
-
 def _group_counts(groups: Array, energy: Array, k: int) -> tuple[Array, Array]:
     """Rows and energy of each group, float64."""
     if is_gpu_array(groups):
-        rows = _one_hot(groups, k, np.float64)
+        rows = one_hot(groups, k, np.float64)
         return rows.sum(axis=0), energy @ rows
     counts = np.bincount(groups, minlength=k).astype(np.float64)
     return counts, np.bincount(groups, weights=energy, minlength=k)
-
-
-def _one_hot(labels: Array, k: int, dtype: Any) -> Array:
-    return (labels[:, None] == namespace(labels).arange(k)).astype(dtype)
 
 
 def _squares(z: Array) -> Array:

@@ -1,9 +1,13 @@
-"""First and second moments of rows as additive sums, exact enough for float32 rows far from 0."""
+"""First and second moments of rows as additive sums, exact enough for float32 rows far from 0; sums
+over groups of rows."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.linalg
+import scipy.sparse
 
 from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.io import thread_pools
@@ -82,3 +86,31 @@ def signed(vectors: Array) -> Array:
     xp = namespace(vectors)
     largest = abs(vectors).argmax(axis=0)
     return vectors * xp.sign(vectors[largest, xp.arange(vectors.shape[1])])
+
+
+def group_sums(z: Array, groups: Array, k: int, weights: Array = None) -> Array:
+    """Sums over the rows of each group, weighted if asked.
+
+    Parameters
+    ----------
+    z : array, shape (n, d)
+    groups : array of int, shape (n,)
+        In [0, k).
+    k : int
+        Groups, those without rows included.
+    weights : array, shape (n,), optional
+
+    Returns
+    -------
+    array, shape (k, d), dtype of ``z``
+    """
+    if is_gpu_array(z):  # a product: the order of scattered additions would not be fixed
+        rows = one_hot(groups, k, z.dtype)
+        return (rows if weights is None else rows * weights[:, None]).T @ z
+    each = np.ones(len(z), z.dtype) if weights is None else weights
+    return scipy.sparse.csr_array((each, groups, np.arange(len(z) + 1)), shape=(len(z), k)).T @ z
+
+
+def one_hot(labels: Array, k: int, dtype: Any) -> Array:
+    """Rows of zeros with a 1 at each label, shape (n, k)."""
+    return (labels[:, None] == namespace(labels).arange(k)).astype(dtype)

@@ -36,7 +36,8 @@ class PSD(EncodedModel):
         Atoms m. Default: as many as features.
     encoder : encoder, optional
         `TanhEncoder`, `ShrinkEncoder`, `SmoothShrinkEncoder`, `DoubleTanhEncoder`, `LinearEncoder`,
-        `LISTAEncoder`, `CoupledLISTAEncoder`, `StepLISTAEncoder`. Default: ``ShrinkEncoder()``.
+        `LISTAEncoder`, `CoupledLISTAEncoder`, `StepLISTAEncoder`, `LCoDEncoder`. Default:
+        ``ShrinkEncoder()``.
     alpha : float, default 1
         α >= 0: how far codes are pulled to predictions. At 0 this is sparse coding with an encoder
         that nobody teaches.
