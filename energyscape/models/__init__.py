@@ -6,6 +6,7 @@ from energyscape.models.classifier import FineTunedClassifier
 from energyscape.models.deep import DeepAutoEncoder
 from energyscape.models.deep_boltzmann import DeepBoltzmannMachine
 from energyscape.models.deep_gated import DeepGatedMRF
+from energyscape.models.drsae import DrSAE
 from energyscape.models.factor_analysis import FactorAnalysis
 from energyscape.models.gated_mrf import CovarianceRBM, McRBM, MPoT, PoT
 from energyscape.models.gaussian_rbm import GaussianRBM
@@ -36,6 +37,7 @@ __all__ = [
     "DeepBeliefNet",
     "DeepBoltzmannMachine",
     "DeepGatedMRF",
+    "DrSAE",
     "FactorAnalysis",
     "FieldsOfExperts",
     "FineTunedClassifier",

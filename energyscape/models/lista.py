@@ -42,9 +42,13 @@ class GuessPass(Pass):
         slope += self.model.code_penalty(self.params).code_grad(self.h)
         return slope
 
-    def grad(self, weights: Array) -> Params:
+    def grad(self, weights: Array, dh: Array = None) -> Params:
+        """Σ_i w_i ∂F(x_i)/∂θ, and what a further loss with the derivative ``dh`` in the codes adds
+        to it through the encoder."""
         slope = self._slope()
         slope *= weights.astype(slope.dtype)[:, None]
+        if dh is not None:
+            slope += dh
         grads, _ = self.encoder.backward(self.params, self.cache, slope)
         own = self.model.joint_grad(self.params, self.x, self.h, weights)
         return self.model.both(own, grads)
