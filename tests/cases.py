@@ -37,6 +37,7 @@ from energyscape.models import (
     SparseCoding,
     TiledMPoT,
     TiledRBM,
+    WhatWhere,
 )
 from energyscape.models.encoders import TanhEncoder
 from energyscape.models.learned_descent import LCoDEncoder
@@ -240,6 +241,26 @@ OTHERS = [
         lambda **k: PSD(5, encoder=LISTAEncoder(2), positive=True, exact=True, tol=1e-13, **k),
         _reals(60, 6),
         _GUESSED,
+    ),
+    Case(
+        "WhatWhere",
+        lambda **k: WhatWhere(4, pools=2, sparsity=0.1, tol=1e-12, **k),
+        _reals(60, 4).reshape(20, 3, 4),
+        (EnergyLoss, Prediction),
+    ),
+    Case(
+        "WhatWhere both",
+        lambda **k: WhatWhere(
+            4,
+            pools=[[1, 1, 0.5, 0], [0, 0.5, 1, 1]],
+            encoder=TanhEncoder(),
+            features="both",
+            exact=True,
+            tol=1e-12,
+            **k,
+        ),
+        _reals(40, 4).reshape(20, 2, 4),
+        (EnergyLoss, Prediction),
     ),
     Case("LISTA", lambda **k: LISTA(7, tol=1e-12, **k), _reals(60, 6), _GUESSED),
     Case(

@@ -65,9 +65,10 @@ def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
         kind()
         for kind in dict.fromkeys(type(case.make()) for case in CASES)
         # A fit of these takes minutes at its defaults (PoT stands for its kin), and the checks know
-        # rows alone, not images.
+        # rows alone, not images or clips.
         if kind not in (DeepBoltzmannMachine, CovarianceRBM, McRBM, MPoT)
         and not hasattr(kind, "takes_images")
+        and not hasattr(kind, "takes_clips")
     ],
     expected_failed_checks=not_promised,
 )

@@ -2,6 +2,7 @@
 
 from energyscape.corruptions import Binarize
 from energyscape.data.binary import binarize, threshold
+from energyscape.data.clips import ClipExtractor
 from energyscape.data.contrast import ContrastNormalize, LocalContrastNormalize
 from energyscape.data.digits import data_home, load_digits, load_mnist
 from energyscape.data.encoders import Hard, SoftThreshold, Triangle
@@ -21,6 +22,7 @@ from energyscape.data.whitening import ZCA, PCAWhitening
 __all__ = [
     "ZCA",
     "Binarize",
+    "ClipExtractor",
     "ContrastNormalize",
     "FrequencyWhitening",
     "Hard",

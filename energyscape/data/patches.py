@@ -81,6 +81,7 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
     image_shape_: tuple[int, ...] | None
     n_channels_: int
     seed_: int
+    cuts = "patches"
 
     def __init__(
         self,
@@ -114,8 +115,8 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
             check_count("n_patches", self.n_patches)
         if self.flat is not None and not 0 <= self.flat < 1:
             raise ValueError(f"PatchExtractor.flat must lie in [0, 1), got {self.flat!r}")
-        groups = self._groups(X)
-        self.n_channels_ = _channels(groups[0].event_shape)
+        groups = by_size(self, X)
+        self.n_channels_ = n_channels(groups[0].event_shape)
         shapes = {tuple(g.event_shape) for g in groups}
         self.image_shape_ = shapes.pop() if len(shapes) == 1 else None
         self._check(groups)
@@ -135,23 +136,11 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
         array, shape (m, ph * pw * channels), container and dtype of X (8-bit integers: float32)
         """
         check_is_fitted(self)
-        groups = self._groups(X)
+        groups = by_size(self, X)
         self._check(groups)
         parts = self._all(groups) if self.n_patches is None else self._some(groups)
         found = parts[0] if len(parts) == 1 else namespace(parts[0]).concatenate(parts)
-        return found if self.flat is None else self._varied(found)
-
-    def _varied(self, rows: Array) -> Array:
-        """Patches without those that are flat."""
-        mean = rows.mean(axis=1, dtype=np.float64)[:, None]
-        variance = ((rows - mean) ** 2).mean(axis=1)
-        # What is constant but for rounding of its mean has no variance, also where flat is 0.
-        variance *= variance > (4 * np.finfo(rows.dtype).eps * mean[:, 0]) ** 2
-        kept = variance > self.flat * variance.mean()
-        dropped = len(rows) - int(kept.sum())
-        if dropped:
-            _log.info("PatchExtractor: left out %d flat patches of %d", dropped, len(rows))
-        return rows[kept]
+        return found if self.flat is None else varied(self, found)
 
     @available_if(lambda self: self.n_patches is None and self.flat is None)
     def inverse_transform(self, P: Any) -> Any:
@@ -200,18 +189,12 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
     def _sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         return pair("patch_size", self.patch_size), pair("stride", self.stride)
 
-    def _groups(self, X: Any) -> list[Rows]:
-        """Images of one size each: one group for an array, as many as images for a list."""
-        if isinstance(X, list | tuple) and X and all(hasattr(x, "shape") for x in X):
-            return [as_images(self, x[None]) for x in X]
-        return [as_images(self, X)]
-
     def _check(self, groups: list[Rows]) -> None:
         """Channels as in ``fit``, one number of them, and room for a patch."""
         ph, pw = self._sizes()[0]
         for rows in groups:
             shape = rows.event_shape
-            if _channels(shape) != self.n_channels_ or shape[0] < ph or shape[1] < pw:
+            if n_channels(shape) != self.n_channels_ or shape[0] < ph or shape[1] < pw:
                 raise ValueError(
                     f"PatchExtractor cuts patches of {ph}×{pw} from images with {self.n_channels_} "
                     f"channel(s), got an image of shape {shape}"
@@ -249,21 +232,7 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
         (ph, pw), (h, w) = self._sizes()[0], rows.event_shape[:2]
         image, place = np.divmod(places, (h - ph + 1) * (w - pw + 1))
         row, column = np.divmod(place, w - pw + 1)
-        if is_stored(rows.X):
-            # Only the images that are needed, each read once.
-            kept, image = np.unique(image, return_inverse=True)
-            x = rows.take(kept)
-        else:
-            x = rows.X
-        at = [to_device(v, device_of(x)) for v in (image, row, column)]
-        xp = namespace(x)
-        down, across = xp.arange(ph), xp.arange(pw)
-        found = x[
-            at[0][:, None, None],
-            at[1][:, None, None] + down[:, None],
-            at[2][:, None, None] + across,
-        ]
-        return found.reshape(len(places), -1).astype(rows.dtype, copy=False)
+        return cut_at(rows, (ph, pw), image, row, column)
 
     @property
     def _n_features_out(self) -> int:
@@ -276,5 +245,48 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
         return tags
 
 
-def _channels(shape: tuple[int, ...]) -> int:
+def by_size(estimator: Any, X: Any) -> list[Rows]:
+    """Images of one size each: one group for an array, as many as images for a list."""
+    if isinstance(X, list | tuple) and X and all(hasattr(x, "shape") for x in X):
+        return [as_images(estimator, x[None]) for x in X]
+    return [as_images(estimator, X)]
+
+
+def n_channels(shape: tuple[int, ...]) -> int:
+    """Channels of images of ``shape``."""
     return shape[2] if len(shape) == 3 else 1
+
+
+def varied(estimator: Any, rows: Array) -> Array:
+    """Rows but those whose variance is at most the share ``flat`` of the mean variance."""
+    mean = rows.mean(axis=1, dtype=np.float64)[:, None]
+    variance = ((rows - mean) ** 2).mean(axis=1)
+    # What is constant but for rounding of its mean has no variance, also where flat is 0.
+    variance *= variance > (4 * np.finfo(rows.dtype).eps * mean[:, 0]) ** 2
+    kept = variance > estimator.flat * variance.mean()
+    dropped = len(rows) - int(kept.sum())
+    if dropped:
+        name, what = type(estimator).__name__, estimator.cuts
+        _log.info("%s: left out %d flat %s of %d", name, dropped, what, len(rows))
+    return rows[kept]
+
+
+def cut_at(
+    rows: Rows, size: tuple[int, int], image: np.ndarray, row: np.ndarray, column: np.ndarray
+) -> Array:
+    """Patches of images by their numbers and upper left corners, shape (n, ph * pw * channels)."""
+    if is_stored(rows.X):
+        # Only the images that are needed, each read once.
+        kept, image = np.unique(image, return_inverse=True)
+        x = rows.take(kept)
+    else:
+        x = rows.X
+    at = [to_device(v, device_of(x)) for v in (image, row, column)]
+    xp = namespace(x)
+    down, across = xp.arange(size[0]), xp.arange(size[1])
+    found = x[
+        at[0][:, None, None],
+        at[1][:, None, None] + down[:, None],
+        at[2][:, None, None] + across,
+    ]
+    return found.reshape(len(image), -1).astype(rows.dtype, copy=False)

@@ -23,6 +23,7 @@ from energyscape.models.sparse_coding import SparseCoding
 from energyscape.models.stacks import DeepBeliefNet, StackedAutoEncoder
 from energyscape.models.tiled import FieldsOfExperts, TiledMPoT
 from energyscape.models.tiled_rbm import TiledRBM
+from energyscape.models.what_where import WhatWhere
 
 __all__ = [
     "ICA",
@@ -52,4 +53,5 @@ __all__ = [
     "StackedAutoEncoder",
     "TiledMPoT",
     "TiledRBM",
+    "WhatWhere",
 ]

@@ -88,7 +88,7 @@ def best_atoms(D: Array, A: Array, B: Array, sweeps: int = 1) -> Array:
     return unit_columns(atoms.T).astype(D.dtype)
 
 
-def wasted(D: Array, usage: Array) -> Array:
+def wasted(D: Array, usage: Array, positive: bool = False) -> Array:
     """Numbers of atoms that are dead, or doubles of one that is used more, the least used first
     where there are many.
 
@@ -97,6 +97,8 @@ def wasted(D: Array, usage: Array) -> Array:
     D : array, shape (n_features, m)
     usage : array, shape (m,)
         Mean squared code of each atom.
+    positive : bool, default False
+        Codes are >= 0, so that an atom and its negative are two.
 
     Returns
     -------
@@ -104,7 +106,8 @@ def wasted(D: Array, usage: Array) -> Array:
     """
     xp = namespace(D)
     order = xp.argsort(-usage, kind="stable")
-    cosines = xp.abs(D.T @ D)[order[:, None], order[None]]
+    cosines = D.T @ D
+    cosines = (cosines if positive else xp.abs(cosines))[order[:, None], order[None]]
     double = xp.zeros(len(usage), bool)
     double[order] = (xp.tril(cosines, -1) > _DUPLICATE).any(axis=1)
     found = xp.flatnonzero((usage < _DEAD * usage.mean()) | double)

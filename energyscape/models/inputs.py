@@ -102,6 +102,41 @@ def as_images(estimator: Any, X: Any, shape: tuple[int, ...] | None = None) -> R
     return open_rows(X)
 
 
+def as_clips(estimator: Any, X: Any, reset: bool) -> Rows:
+    """Checked clips (n, t, n_features) as `Rows`; sets ``n_features_in_`` when ``reset``, compares
+    with it otherwise.
+
+    Raises
+    ------
+    ValueError
+        For other numbers of dimensions, no clips, clips without frames, values that are no numbers,
+        NaN and infinity.
+    """
+    name = type(estimator).__name__
+    X = X if is_gpu_array(X) or is_stored(X) else np.asarray(X)
+    if X.dtype.kind not in "fiub":
+        raise ValueError(f"{name} needs clips of numbers, X has dtype {X.dtype}")
+    if len(X.shape) != 3:
+        raise ValueError(
+            f"{name} needs clips (n, t, n_features), X has shape {tuple(X.shape)}; single frames "
+            "become clips by X[:, None]"
+        )
+    if 0 in X.shape:
+        raise ValueError(
+            f"{name} needs at least one clip of at least one frame, X has shape {tuple(X.shape)}"
+        )
+    if reset:
+        estimator.n_features_in_ = X.shape[2]
+    elif X.shape[2] != estimator.n_features_in_:
+        raise ValueError(
+            f"X has frames of {X.shape[2]} features, but {name} is expecting "
+            f"{estimator.n_features_in_} features as input."
+        )
+    if not is_stored(X) and X.dtype.kind == "f" and not bool(namespace(X).isfinite(X).all()):
+        raise ValueError(f"Input X of {name} contains NaN or infinity.")
+    return open_rows(X)
+
+
 def value_range(X: Any) -> tuple[float, float]:
     """Smallest and largest value of an array, CSR matrix, or (first rows of) data on disk."""
     if scipy.sparse.issparse(X):

@@ -129,7 +129,8 @@ class PSD(EncodedModel):
     def check_settings(self) -> None:
         super().check_settings()
         if not 0 <= self.alpha < math.inf:
-            raise ValueError(f"PSD.alpha must be >= 0, got {self.alpha!r}")
+            name = type(self).__name__
+            raise ValueError(f"{name}.alpha must be >= 0, got {self.alpha!r}")
 
     # ------------------------------------------------------------ verbs
 

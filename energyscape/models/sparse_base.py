@@ -255,13 +255,13 @@ class SparseModel(EnergyFromPass, EnergyModel):
         """Σ_i w_i ∂E(x_i, h_i)/∂θ at fixed codes."""
         if not self.moves_dictionary:
             return {}
-        rest = self.decode(params, h) - x
+        rest = h @ params["D"].T - x
         rest *= weights.astype(x.dtype)[:, None]
         return {"D": rest.T @ h}
 
     def joint_input_grad(self, params: Params, x: Array, h: Array) -> Array:
         """∂E/∂x at fixed codes, the shape of x."""
-        return x - self.decode(params, h)
+        return x - h @ params["D"].T
 
     def input_grad(self, params: Params, x: Array) -> Array:
         """∂F/∂x = x - Dh at the best code, the shape of x."""
@@ -290,15 +290,18 @@ class SparseModel(EnergyFromPass, EnergyModel):
         """The dictionary with the worst explained spare rows in place of atoms that are wasted,
         and which these were."""
         D, spare = params["D"], params["spare"]
-        which = wasted(D, usage)
+        which = wasted(D, usage, self.positive)
         if not len(which):
             return D, which
-        rest = spare - self.decode(params, self.infer(params, spare).h)
-        atoms = worst_rows(rest, len(which))
+        atoms = worst_rows(self.unexplained(params, spare), len(which))
         which = which[: atoms.shape[1]]
         D = D.copy()
         D[:, which] = atoms
         return D, which
+
+    def unexplained(self, params: Params, x: Array) -> Array:
+        """What the best codes leave of rows, the shape of x."""
+        return x - self.decode(params, self.infer(params, x).h)
 
     def precondition(self, params: Params, grads: Params) -> None:
         """Steps of an atom in units of its mean squared code, in place: one rate fits data of any
