@@ -20,7 +20,7 @@ from energyscape.backend import (
 )
 from energyscape.convolution import pair
 from energyscape.data.patches import by_size, cut_at, n_channels, varied
-from energyscape.data.transformer import Transformer
+from energyscape.data.transformer import ImageTransformer
 from energyscape.registry import register
 from energyscape.sources import Rows
 from energyscape.verbs import check_count
@@ -29,7 +29,7 @@ __all__ = ["ClipExtractor"]
 
 
 @register
-class ClipExtractor(Transformer):
+class ClipExtractor(ImageTransformer):
     """Images to clips of windows that move across them.
 
     A clip begins at a random place and moves in a random direction at a random speed, the same in
@@ -68,7 +68,6 @@ class ClipExtractor(Transformer):
 
     n_channels_: int
     seed_: int
-    cuts = "clips"
 
     def __init__(
         self,
@@ -128,7 +127,7 @@ class ClipExtractor(Transformer):
         clips = self._clips(groups)
         if self.flat is None:
             return clips
-        rows = varied(self, clips.reshape(len(clips), -1))
+        rows = varied(clips.reshape(len(clips), -1), self.flat, "ClipExtractor", "clips")
         return rows.reshape(-1, *clips.shape[1:])
 
     def _speeds(self) -> tuple[float, float]:
@@ -183,11 +182,6 @@ class ClipExtractor(Transformer):
                 out = namespace(part).empty((n, *part.shape[1:]), dtype)
             out[to_device(mine, device_of(part))] = part
         return out
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
-        return tags
 
 
 def _path(way: np.ndarray, where: np.ndarray, last: int) -> np.ndarray:

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import OneToOneFeatureMixin
-from sklearn.utils.validation import check_is_fitted
 
 from energyscape.backend import Array, namespace
-from energyscape.data.transformer import RowTransformer, Transformer, in_blocks, row_blocks
-from energyscape.models.inputs import as_images, as_rows
+from energyscape.data.stages import Stage
+from energyscape.data.transformer import RowTransformer, row_blocks
+from energyscape.models.inputs import as_rows
 from energyscape.registry import register
+from energyscape.verbs import Params
 
 __all__ = ["ContrastNormalize", "LocalContrastNormalize"]
 
@@ -94,18 +95,25 @@ class ContrastNormalize(OneToOneFeatureMixin, RowTransformer):
 
 
 @register
-class LocalContrastNormalize(Transformer):
+class LocalContrastNormalize(Stage):
     """Images with mean and contrast made equal around every place, over all channels together.
 
     v = x - Σ w x is what differs from the neighbourhood, σ = √(Σ w v²) its deviation there, and
-    y = v / max(σ, c) with c the mean of σ over the image, which keeps flat parts flat. The weights
-    w are a Gaussian window that adds up to 1; at the edge it is what lies inside, normalised anew.
+    y = v / max(σ, c), where c keeps flat parts flat. The weights w are a Gaussian window that adds
+    up to 1; at the edge it is what lies inside, normalised anew.
+
+    The way back is v = y max(σ, c), with the divisors of the last ``transform``: maps get the
+    contrast of their places again, and not the brightness, so that it is linear and 0 leads to 0.
+    (Zeiler and Fergus, 2014, leave it out, and so what they show has the contrast of no place.)
 
     Parameters
     ----------
     sigma : float, default 2.0
         Deviation of the window in pixels; it reaches ⌈2 sigma⌉ pixels (9×9 for 2.0, as Jarrett et
         al.).
+    floor : float, optional
+        c, in units of x. Default: the mean of σ over the image, by image, which Jarrett et al. have
+        between stages; on images of variance 1 they have 1.
 
     Attributes
     ----------
@@ -118,69 +126,72 @@ class LocalContrastNormalize(Transformer):
     architecture for object recognition? ICCV.
     """
 
-    image_shape_: tuple[int, ...]
-
-    def __init__(self, sigma: float = 2.0) -> None:
+    def __init__(self, sigma: float = 2.0, floor: float | None = None) -> None:
         self.sigma = sigma
+        self.floor = floor
 
-    def fit(self, X: Any, y: Any = None) -> Any:
-        """Check the images; nothing is learned.
-
-        Parameters
-        ----------
-        X : array, shape (n, h, w) or (n, h, w, channels)
-        y : ignored
-
-        Returns
-        -------
-        self
-        """
+    def check_maps(self, shape: tuple[int, ...]) -> None:
         if not 0 < self.sigma < np.inf:
             raise ValueError(
                 f"LocalContrastNormalize.sigma must be > 0 and finite, got {self.sigma!r}"
             )
-        self.image_shape_ = as_images(self, X).event_shape
-        return self
+        if self.floor is not None and not 0 < self.floor < np.inf:
+            raise ValueError(
+                f"LocalContrastNormalize.floor must be None or > 0, got {self.floor!r}"
+            )
 
-    def transform(self, X: Any) -> Any:
-        """Normalised images.
-
-        Parameters
-        ----------
-        X : array, shape (n, h, w) or (n, h, w, channels)
-            Of the shape seen in ``fit``.
-
-        Returns
-        -------
-        array, shape of X, container and dtype of X (8-bit integers: float32)
-        """
-        check_is_fitted(self)
-        return in_blocks(as_images(self, X, self.image_shape_), self._apply)
-
-    def _apply(self, x: Array) -> Array:
-        xp, (n, h, w) = namespace(x), x.shape[:3]
-        down = xp.asarray(_window(h, self.sigma))
-        across = xp.asarray(_window(w, self.sigma))
-
-        def blur(values: Array) -> Array:
-            """Weighted mean over the neighbourhood and all channels, shape (n, h, w, 1)."""
-            return (down @ values.mean(axis=3) @ across.T)[:, :, :, None]
-
-        v = x.reshape(n, h, w, -1).astype(np.float64)
-        size = abs(v).max(axis=(1, 2, 3))
-        v -= blur(v)
-        deviation = xp.sqrt(blur(v * v))
-        c = deviation.mean(axis=(1, 2, 3))
+    def forward(self, params: Params, x: Array) -> tuple[Array, Any]:
+        xp, wide, k = namespace(x), np.float64, x.shape[3]
+        windows = self._windows(x)
+        size = abs(x).max(axis=(1, 2, 3), keepdims=True).astype(wide)
+        y = x - _blur(x.mean(axis=3, dtype=wide), *windows).astype(x.dtype)
+        squares = xp.einsum("nhwc,nhwc->nhw", y, y).astype(wide) / k
+        deviation = xp.sqrt(_blur(squares, *windows))
+        if self.floor is None:
+            mean = deviation.mean(axis=(1, 2, 3), keepdims=True)
+        else:
+            mean = xp.full(size.shape, float(self.floor))
         # What is left of a flat image is rounding, which must not be divided by itself.
-        c = xp.maximum(c, math.sqrt(np.finfo(np.float64).eps) * size)
-        c = xp.where(c > 0, c, 1.0)[:, None, None, None]
-        v /= xp.maximum(deviation, c)
-        return v.astype(x.dtype, copy=False).reshape(x.shape)
+        eps = np.finfo(wide).eps ** 0.5, 4 * np.finfo(x.dtype).eps
+        c = xp.maximum(mean, max(eps) * size)
+        c = xp.where(c > 0, c, 1.0)
+        divisor = xp.maximum(deviation, c)
+        y /= divisor.astype(x.dtype)
+        moves = (c == mean) if self.floor is None else xp.zeros(c.shape, bool)
+        return y, (y, deviation, divisor, moves)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
-        return tags
+    def backward(
+        self, params: Params, cache: Any, dy: Array, need_dx: bool = True
+    ) -> tuple[Params, Array]:
+        y, deviation, divisor, moves = cache
+        xp, (down, across) = namespace(dy), self._windows(dy)
+        back, k, own = (down.T, across.T), dy.shape[3], deviation >= divisor
+        dv = dy / divisor.astype(dy.dtype)
+        of_divisor = -xp.einsum("nhwc,nhwc->nhw", dv, y).astype(np.float64)[:, :, :, None]
+        # c is the mean of σ over all places, and all places that it divides move it.
+        of_c = xp.where(own, 0, of_divisor).mean(axis=(1, 2, 3), keepdims=True)
+        of_deviation = xp.where(own, of_divisor, 0) + xp.where(moves, of_c, 0)
+        of_square = of_deviation / xp.where(deviation > 0, 2 * deviation, np.inf)
+        dv += y * (2 / k * divisor * _blur(of_square[:, :, :, 0], *back)).astype(dy.dtype)
+        dv -= (_blur(dv.sum(axis=3, dtype=np.float64), *back) / k).astype(dy.dtype)
+        return {}, dv
+
+    def switches(self, cache: Any) -> tuple[Array, ...]:
+        return (cache[2],)
+
+    def invert(self, y: Array, *switches: Array) -> Array:
+        return y * switches[0].astype(y.dtype)
+
+    def _windows(self, x: Array) -> tuple[Array, Array]:
+        """Weights down and across."""
+        xp = namespace(x)
+        down, across = (xp.asarray(_window(side, self.sigma)) for side in x.shape[1:3])
+        return down, across
+
+
+def _blur(values: Array, down: Array, across: Array) -> Array:
+    """Weighted sums over the neighbourhood of maps (n, h, w), shape (n, h, w, 1)."""
+    return (down @ values @ across.T)[:, :, :, None]
 
 
 def _window(length: int, sigma: float) -> np.ndarray:

@@ -21,7 +21,7 @@ from energyscape.backend import Array, draw_seed, is_gpu_array
 from energyscape.convolution import pair, pool, windows
 from energyscape.data.encoders import dictionary_of
 from energyscape.data.patches import PatchExtractor, with_channels
-from energyscape.data.transformer import Transformer, in_blocks
+from energyscape.data.transformer import ImageTransformer, in_blocks
 from energyscape.models.inputs import as_images
 from energyscape.registry import register
 from energyscape.verbs import check_count
@@ -30,7 +30,7 @@ __all__ = ["PatchFeatures"]
 
 
 @register
-class PatchFeatures(ClassNamePrefixFeaturesOutMixin, Transformer):
+class PatchFeatures(ClassNamePrefixFeaturesOutMixin, ImageTransformer):
     """Pooled features of whole images from a model of their patches.
 
     Parameters
@@ -237,11 +237,6 @@ class PatchFeatures(ClassNamePrefixFeaturesOutMixin, Transformer):
     def _n_features_out(self) -> int:
         grid = pair("pool", self.pool)
         return grid[0] * grid[1] * self.n_features_per_region_
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
-        return tags
 
 
 def _plain(features: Any) -> Array:

@@ -22,7 +22,7 @@ from energyscape.backend import (
     to_device,
 )
 from energyscape.convolution import overlap_add, pair, windows
-from energyscape.data.transformer import Transformer
+from energyscape.data.transformer import ImageTransformer
 from energyscape.models.inputs import as_images
 from energyscape.registry import register
 from energyscape.sources import Rows, is_stored
@@ -38,8 +38,24 @@ def with_channels(x: Array) -> Array:
     return x if x.ndim == 4 else x[:, :, :, None]
 
 
+def varied(rows: Array, flat: float, name: str, what: str = "patches") -> Array:
+    """Rows without those that are flat: whose variance is at most ``flat`` times the mean one.
+
+    The log says how many of them ``name`` has left out.
+    """
+    mean = rows.mean(axis=1, dtype=np.float64)[:, None]
+    variance = ((rows - mean) ** 2).mean(axis=1)
+    # What is constant but for rounding of its mean has no variance, also where flat is 0.
+    variance *= variance > (4 * np.finfo(rows.dtype).eps * mean[:, 0]) ** 2
+    kept = variance > flat * variance.mean()
+    dropped = len(rows) - int(kept.sum())
+    if dropped:
+        _log.info("%s: left out %d flat %s of %d", name, dropped, what, len(rows))
+    return rows[kept]
+
+
 @register
-class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
+class PatchExtractor(ClassNamePrefixFeaturesOutMixin, ImageTransformer):
     """Images to rows of patches.
 
     Parameters
@@ -81,7 +97,6 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
     image_shape_: tuple[int, ...] | None
     n_channels_: int
     seed_: int
-    cuts = "patches"
 
     def __init__(
         self,
@@ -140,7 +155,7 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
         self._check(groups)
         parts = self._all(groups) if self.n_patches is None else self._some(groups)
         found = parts[0] if len(parts) == 1 else namespace(parts[0]).concatenate(parts)
-        return found if self.flat is None else varied(self, found)
+        return found if self.flat is None else varied(found, self.flat, "PatchExtractor")
 
     @available_if(lambda self: self.n_patches is None and self.flat is None)
     def inverse_transform(self, P: Any) -> Any:
@@ -239,11 +254,6 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, Transformer):
         ph, pw = self._sizes()[0]
         return ph * pw * self.n_channels_
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
-        return tags
-
 
 def by_size(estimator: Any, X: Any) -> list[Rows]:
     """Images of one size each: one group for an array, as many as images for a list."""
@@ -255,20 +265,6 @@ def by_size(estimator: Any, X: Any) -> list[Rows]:
 def n_channels(shape: tuple[int, ...]) -> int:
     """Channels of images of ``shape``."""
     return shape[2] if len(shape) == 3 else 1
-
-
-def varied(estimator: Any, rows: Array) -> Array:
-    """Rows but those whose variance is at most the share ``flat`` of the mean variance."""
-    mean = rows.mean(axis=1, dtype=np.float64)[:, None]
-    variance = ((rows - mean) ** 2).mean(axis=1)
-    # What is constant but for rounding of its mean has no variance, also where flat is 0.
-    variance *= variance > (4 * np.finfo(rows.dtype).eps * mean[:, 0]) ** 2
-    kept = variance > estimator.flat * variance.mean()
-    dropped = len(rows) - int(kept.sum())
-    if dropped:
-        name, what = type(estimator).__name__, estimator.cuts
-        _log.info("%s: left out %d flat %s of %d", name, dropped, what, len(rows))
-    return rows[kept]
 
 
 def cut_at(

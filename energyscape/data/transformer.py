@@ -68,6 +68,15 @@ class Transformer(TransformerMixin, BaseEstimator):
         return tags
 
 
+class ImageTransformer(Transformer):
+    """A transformer of images (n, h, w) or (n, h, w, channels)."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
+        return tags
+
+
 class RowTransformer(Transformer):
     """A transformer of rows (n, n_features): NumPy or CuPy arrays, data frames, CSR, stored ones.
 

@@ -8,6 +8,7 @@ from energyscape.models.deep_boltzmann import DeepBoltzmannMachine
 from energyscape.models.deep_gated import DeepGatedMRF
 from energyscape.models.drsae import DrSAE
 from energyscape.models.factor_analysis import FactorAnalysis
+from energyscape.models.fine_tuned_pipeline import FineTunedPipeline
 from energyscape.models.gated_mrf import CovarianceRBM, McRBM, MPoT, PoT
 from energyscape.models.gaussian_rbm import GaussianRBM
 from energyscape.models.ica import ICA
@@ -42,6 +43,7 @@ __all__ = [
     "FactorAnalysis",
     "FieldsOfExperts",
     "FineTunedClassifier",
+    "FineTunedPipeline",
     "GaussianMixture",
     "GaussianRBM",
     "KMeans",

@@ -75,21 +75,6 @@ class FineTunedClassifier(LabelledModel):
     _depth: int
     _rates: dict[str, float]  # of steps, by name
 
-    def __init__(
-        self,
-        model: Any = None,
-        *,
-        trainer: Any = None,
-        random_state: Any = None,
-        device: str = "auto",
-        verbose: int = 0,
-    ) -> None:
-        self.model = model
-        self.trainer = trainer
-        self.random_state = random_state
-        self.device = device
-        self.verbose = verbose
-
     def default_model(self) -> Any:
         """What None stands for."""
         return StackedAutoEncoder()

@@ -53,11 +53,30 @@ class LabelledModel(ParametersMixin, PersistenceMixin, ClassifierMixin, BaseEsti
     device: str
     verbose: int
 
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        trainer: Any = None,
+        random_state: Any = None,
+        device: str = "auto",
+        verbose: int = 0,
+    ) -> None:
+        self.model = model
+        self.trainer = trainer
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
     # ------------------------------------------------------------ what subclasses say
 
     def default_model(self) -> Any:
         """What None stands for."""
         raise NotImplementedError
+
+    def example_model(self) -> str:
+        """A model to give where settings of one were asked for and there is none."""
+        return f"{type(self.default_model()).__name__}()"
 
     def default_trainer(self) -> Any:
         """What None stands for."""
@@ -75,6 +94,14 @@ class LabelledModel(ParametersMixin, PersistenceMixin, ClassifierMixin, BaseEsti
     def network(self, params: Params, x: Array, drop: Any = None) -> list[Any]:
         """Passes of all layers, the logits last; ``drop`` is shown each hidden one."""
         raise NotImplementedError
+
+    def read(self, X: Any, reset: bool) -> Rows:
+        """Checked rows of X."""
+        return as_rows(self, X, reset)
+
+    def fit_model(self, model: Any, X: Any) -> Any:
+        """``model`` fitted without labels."""
+        return fitted_model(model, X, self.seed_)
 
     def inputs(self, X: Any, rows: Rows) -> Rows:
         """What the network takes: ``rows``, those of ``X``, or what the model makes of them."""
@@ -115,9 +142,9 @@ class LabelledModel(ParametersMixin, PersistenceMixin, ClassifierMixin, BaseEsti
         model = self.default_model() if self.model is None else self.model
         self.check_pair(model, trainer)
         codes = self._labels(X, y)
-        rows = as_rows(self, X, reset=True)
+        rows = self.read(X, reset=True)
         self.seed_ = draw_seed(self.random_state)
-        self.model_ = fitted_model(model, X, self.seed_)
+        self.model_ = self.fit_model(model, X)
         rows = self.inputs(X, rows)
         rows.y = codes
         self._device, self._home = resolve_device(self.device, rows.X), device_of(rows.X)
@@ -185,7 +212,7 @@ class LabelledModel(ParametersMixin, PersistenceMixin, ClassifierMixin, BaseEsti
     def _in_blocks(self, X: Any, function: Any) -> Any:
         """``function`` of the parameters and of rows, by blocks of these."""
         check_is_fitted(self)
-        rows = self.inputs(X, as_rows(self, X, reset=False))
+        rows = self.inputs(X, self.read(X, reset=False))
         self._settle(rows.X)
         params, parts = self._params, []
         dtype = next(iter(params.values())).dtype
@@ -218,7 +245,7 @@ class LabelledModel(ParametersMixin, PersistenceMixin, ClassifierMixin, BaseEsti
         """Set parameters by name, nested ones as ``trainer__dropout``."""
         parts = {
             "trainer": f"{type(self.default_trainer()).__name__}()",
-            "model": f"{type(self.default_model()).__name__}()",
+            "model": self.example_model(),
         }
         check_nested(self, params, parts)
         return super().set_params(**params)
