@@ -192,14 +192,14 @@ class FineTunedPipeline(LabelledModel):
         self._names, self._rates = names, {}
 
     def _set_rates(self, params: Params, x: Array) -> None:
-        """Units of all arrays; of the softmax that of weights whose logits are about 1."""
+        """Units of all arrays; of the softmax one over the root mean square of its features."""
         passes = self.network(params, x)
         x = self._maps(x)
         for (name, step), made in zip(self.model_.steps, passes, strict=False):
             found = step.units(made.params, x)
             self._rates |= {f"{name}/{key}": value for key, value in found.items()}
             x = made.h
-        square = float((passes[-1].x ** 2).sum(axis=1, dtype=np.float64).mean())
+        square = float((passes[-1].x ** 2).mean(dtype=np.float64))
         self._rates["W"] = 1 / math.sqrt(square) if square > 0 else 1.0
 
     @staticmethod
