@@ -291,7 +291,7 @@ OTHERS = [
     Case("RICA", lambda **k: RICA(9, **k), _reals(60, 6), (*_CHAINS, EnergyLoss)),
     Case(
         "RICA pools",
-        lambda **k: RICA(6, pools=torus_pools(2, 3, 2), sparsity=0.3, epsilon=0.1, **k),
+        lambda **k: RICA(6, pools=torus_pools(2, 3, 2), sparsity=0.1, epsilon=0.1, **k),
         _reals(60, 6),
         (*_CHAINS, EnergyLoss),
     ),

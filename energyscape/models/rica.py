@@ -1,11 +1,13 @@
 """Reconstruction ICA: linear features, seldom on, from which rows can be put together again.
 
-    F(x) = ½|x - W'Wx|² + λ Σ_g (√(δ² + Σ_j P_gj h_j²) - δ),    h = Wx
+    F(x) = ½|x - W'Wx|² + λ Σ_g (√(δ² + Σ_j P_gj h_j²) - δ),    h = Wx,    |w_j|² = min(1, d/m)
 
-without pools P a unit each. The reconstruction stands for the constraint WW' = I of independent
-components, which more features than the rows have cannot meet: on white rows its mean is
-½|W'W - I|²_F (Le, Karpenko, Ngiam, Ng, 2011, lemma 3.1), so that W is drawn to a tight frame,
-whatever its size. With y = W'h - x and p what codes pay,
+for m features of rows of d; without pools P a unit each. The reconstruction stands for the
+constraint WW' = I of independent components, which more features than the rows have cannot meet: on
+white rows its mean is ½|W'W - I|²_F (Le, Karpenko, Ngiam, Ng, 2011), so that W is drawn to a tight
+frame, W'W = I. Norms are fixed, as in programs of the authors' group (at 1, with which W'W = (m/d)I
+at best): otherwise what a unit of norm s pays, λs, for the s² that it adds to W'W is least where d
+units do all and the rest are 0. With y = W'h - x and p what codes pay,
 
     ∂F/∂W = h y' + (Wy + p'(h)) x',    ∂F/∂x = W'(Wy + p'(h)) - y.
 """
@@ -19,8 +21,8 @@ import numpy as np
 
 from energyscape.backend import Array, namespace
 from energyscape.models.base import EnergyModel
+from energyscape.models.dictionary import unit_columns
 from energyscape.models.from_pass import EnergyFromPass
-from energyscape.optim import SGD
 from energyscape.pools import pooling
 from energyscape.registry import register
 from energyscape.samplers import HMC
@@ -28,7 +30,7 @@ from energyscape.solvers.quadratic import largest_eigenvalue
 from energyscape.trainers import EnergyLoss
 from energyscape.verbs import Param, Params, Pass, check_count
 
-_SPARSITY = 0.1
+_SPARSITY = 0.3
 
 
 class RICAPass(Pass):
@@ -81,8 +83,7 @@ class RICA(EnergyFromPass, EnergyModel):
         Features; may be more than the rows have, or fewer. Default: as many.
     sparsity : float, optional
         What codes pay on the mean, as a fraction of the mean |x|²; λ follows from it at the first
-        W, a random tight frame, so that it means the same on any scale. Above 0.54 all features
-        would be best at 0. Default: 0.1.
+        W, which is random, so that it means the same on any scale. Default: 0.3.
     pools : int or array, shape (n_pools, n_components), optional
         Size of equal groups that share no feature, or any weights P >= 0, as of
         `energyscape.pools.torus_pools`, on the host. Features of a pool are on together.
@@ -92,14 +93,14 @@ class RICA(EnergyFromPass, EnergyModel):
         In place of ``sparsity`` and ``pools``: one that has a gradient, as ``L1(λ)``,
         ``Student(λ)``, ``PooledL1(P, λ)``, with λ in the units of the data.
     trainer : Trainer, optional
-        Default: ``EnergyLoss(n_epochs=50, optimizer=SGD(0.03, momentum=0.95))``.
+        Default: ``EnergyLoss(n_epochs=50, learning_rate=0.2)``.
     random_state, device, verbose
         As for `RBM`.
 
     Attributes
     ----------
     components_ : array, shape (n_components, n_features)
-        W.
+        W, rows of norm 1, or √(n_features/n_components) where that is less.
     strength_ : float
         λ.
     params_ : dict
@@ -156,9 +157,8 @@ class RICA(EnergyFromPass, EnergyModel):
         self.verbose = verbose
 
     def default_trainer(self) -> Any:
-        """Gradient descent on the energy of the data, with momentum: once rows are reconstructed,
-        turning W gains little at a time."""
-        return EnergyLoss(n_epochs=50, optimizer=SGD(0.03, momentum=0.95))
+        """Gradient descent on the energy of the data."""
+        return EnergyLoss(n_epochs=50, learning_rate=0.2)
 
     def default_sampler(self) -> Any:
         """HMC, whose steps are the shorter the sharper the tips are."""
@@ -209,11 +209,13 @@ class RICA(EnergyFromPass, EnergyModel):
     # ------------------------------------------------------------ parameters
 
     def init_params(self, x: Array, rng: Any) -> Params:
-        """A random tight frame (W'W = I, or WW' = I where features are fewer), and λ."""
+        """A random W, near a tight frame (WW' = I for no more features than the rows have), and
+        λ."""
         xp, (n, d) = namespace(x), x.shape
         m = self._count(d)
         Q = xp.linalg.qr(rng.normal((max(m, d), min(m, d)), np.float64))[0]
-        W = xp.ascontiguousarray((Q if m > d else Q.T).astype(x.dtype))
+        W = unit_columns(Q if m <= d else Q.T).T * math.sqrt(min(1.0, d / m))
+        W = xp.ascontiguousarray(W.astype(x.dtype))
         power = largest_eigenvalue(x.T @ x / x.dtype.type(n))
         params = {"W": W, "power": xp.asarray(power if power > 0 else 1.0, dtype=x.dtype)}
         if self.pools is not None:
@@ -235,6 +237,13 @@ class RICA(EnergyFromPass, EnergyModel):
         m = self._count(n_features)
         shapes: dict[str, tuple[int, ...]] = {"W": (m, n_features), "lam": (), "power": ()}
         return shapes if self.pools is None else shapes | {"P": (len(pooling(self.pools, m)), m)}
+
+    def feasible(self, params: Params) -> Params:
+        """A copy with rows of W of their norm."""
+        m, d = params["W"].shape
+        W = unit_columns(params["W"].T).T
+        W *= W.dtype.type(math.sqrt(min(1.0, d / m)))
+        return params | {"W": W}
 
     def event_shape(self, params: Params) -> tuple[int, ...]:
         """Shape of one row."""
@@ -290,8 +299,8 @@ class RICA(EnergyFromPass, EnergyModel):
         return rng.normal((n, W.shape[1]), W.dtype) * namespace(W).sqrt(params["power"])
 
     def precondition(self, params: Params, grads: Params) -> None:
-        """Steps in units of the curvature, at most of the size of W: F is of fourth degree in W, so
-        that from far out there would be no return. In place."""
+        """Steps in units of the curvature, at most of the size of W, in place: a row far out would
+        turn all features to itself."""
         xp, W, step = namespace(params["W"]), params["W"], grads["W"]
         step /= params["power"]
         size, most = xp.sqrt((step * step).sum()), xp.sqrt((W * W).sum())
