@@ -201,12 +201,14 @@ def test_planted_classes_are_learned_that_no_plane_tells_apart() -> None:
     [
         DrSAE(
             LISTA(
-                12,
+                8,
                 encoder=LISTAEncoder(2),
                 positive=True,
                 train_dictionary=True,
                 trainer=EnergyLoss(n_epochs=3, batch_size=20),
                 sparsity=0.05,
+                tol=0.1,
+                max_iter=20,
             ),
             trainer=Backpropagation(n_epochs=30, batch_size=10),
         )
