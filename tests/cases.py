@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from energyscape.models import (
     RBM,
     RICA,
     AutoEncoder,
+    ConvSparseCoding,
     CovarianceRBM,
     DeepAutoEncoder,
     DeepBoltzmannMachine,
@@ -64,13 +65,15 @@ from energyscape.trainers import (
 
 @dataclass(frozen=True)
 class Case:
-    """A model on its toy; ``unfit`` are trainers whose defaults its settings do not go with."""
+    """A model on its toy; ``unfit`` are trainers whose defaults its settings do not go with, and
+    with ``exact`` its codes are solved as exactly as laws ask."""
 
     name: str
     make: Callable[..., Any]
     data: np.ndarray
     trainers: tuple[type, ...]
     unfit: tuple[type, ...] = ()
+    exact: dict[str, Any] = field(default_factory=dict)
 
 
 def short(trainer: type, **settings: Any) -> Any:
@@ -112,6 +115,7 @@ def _maps(n: int, h: int, w: int, channels: int) -> np.ndarray:
 _CHAINS = (CD, PCD, FPCD)
 _EXACT = (*_CHAINS, MaximumLikelihood)
 _GUESSED = (*_CHAINS, EnergyLoss, Prediction)
+_CONV = {"tol": 1e-13, "max_iter": 1000, "algorithm": "fista"}
 _CODES = (Reconstruction, Denoising, Sparsity, Contraction, Saturation)
 
 # Restricted Boltzmann machines: what is said of hidden units and Gibbs chains holds for these.
@@ -281,6 +285,29 @@ OTHERS = [
         ),
         _reals(60, 6),
         _GUESSED,
+    ),
+    Case(
+        "ConvSparseCoding",
+        lambda **k: ConvSparseCoding(2, filter_size=(3, 2), sparsity=0.7, **k),
+        _images(40, 4, 3) - 5,
+        (*_CHAINS, EM, EnergyLoss),
+        exact=_CONV,
+    ),
+    Case(
+        "ConvSparseCoding torus",
+        lambda **k: ConvSparseCoding(
+            2, filter_size=2, boundary="circular", positive=True, penalty=L1(2.0), **k
+        ),
+        _images(40, 3, 3) - 5,
+        (*_CHAINS, EM, EnergyLoss),
+        exact=_CONV,
+    ),
+    Case(
+        "ConvSparseCoding valid",
+        lambda **k: ConvSparseCoding(2, filter_size=2, boundary="valid", sparsity=0.8, **k),
+        _images(40, 3, 2) - 5,
+        (*_CHAINS, EM, EnergyLoss),
+        exact=_CONV,
     ),
     Case(
         "SparseCoding student",

@@ -29,7 +29,7 @@ LAYOUTS = [
     (Sliding(3), (8, 9)),
     (Tiles(3, 3), (6, 3)),
 ]
-IMAGES = [case for case in CASES if hasattr(case.make(), "takes_images")]
+IMAGES = [case for case in CASES if hasattr(case.make(), "layout")]
 FIELDS = [case for case in IMAGES if case.make().domain == "real"]
 DIFFERENCES = [[[-1, 1], [0, 0]], [[-1, 0], [1, 0]]]
 QUICK = {"n_steps": 2, "sampler": HMC(5, 0.05)}  # without a warm-up

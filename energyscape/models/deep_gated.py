@@ -30,7 +30,7 @@ from energyscape.errors import CapabilityError
 from energyscape.models.gated_base import GatedMRF
 from energyscape.models.gated_field import GatedField
 from energyscape.models.gated_mrf import MPoT
-from energyscape.models.image_model import PIXELS_AT_ONCE, mirrored
+from energyscape.models.image_face import PIXELS_AT_ONCE, mirrored
 from energyscape.models.inputs import as_images
 from energyscape.models.rbm import RBM
 from energyscape.models.stacks import Stack

@@ -104,10 +104,15 @@ def wasted(D: Array, usage: Array, positive: bool = False) -> Array:
     -------
     array of int, in ascending order
     """
-    xp = namespace(D)
-    order = xp.argsort(-usage, kind="stable")
     cosines = D.T @ D
-    cosines = (cosines if positive else xp.abs(cosines))[order[:, None], order[None]]
+    return alike_or_dead(cosines if positive else namespace(D).abs(cosines), usage)
+
+
+def alike_or_dead(cosines: Array, usage: Array) -> Array:
+    """The same from the cosines of all pairs, shape (m, m), without signs that codes may have."""
+    xp = namespace(usage)
+    order = xp.argsort(-usage, kind="stable")
+    cosines = cosines[order[:, None], order[None]]
     double = xp.zeros(len(usage), bool)
     double[order] = (xp.tril(cosines, -1) > _DUPLICATE).any(axis=1)
     found = xp.flatnonzero((usage < _DEAD * usage.mean()) | double)

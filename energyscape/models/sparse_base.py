@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -61,9 +61,14 @@ class CodePass(Pass):
     def stats(self) -> Params:
         late = (self.codes.gap > self.model.tol).sum()
         return {
-            "mean/usage": (self.codes.h**2).sum(axis=0),
+            "mean/usage": squared_codes(self.codes.h),
             "mean/late": namespace(late).asarray(late, dtype=self.x.dtype),
         }
+
+
+def squared_codes(h: Array) -> Array:
+    """Squares of the code of each atom, (m,): summed over rows, averaged over places of maps."""
+    return (h * h).sum(axis=tuple(range(h.ndim - 1))) / math.prod(h.shape[1:-1])
 
 
 class SparseModel(EnergyFromPass, EnergyModel):
@@ -76,6 +81,7 @@ class SparseModel(EnergyFromPass, EnergyModel):
     decoded_rows = 100  # each takes a code
     # Atoms have norm 1 and codes pay, so that pushing down on data alone cannot flatten F.
     limited = True
+    algorithms: ClassVar[tuple[str, ...]] = tuple(ALGORITHMS)
 
     n_components: int | None  # type: ignore[assignment]
     sparsity: float | None
@@ -110,8 +116,8 @@ class SparseModel(EnergyFromPass, EnergyModel):
         if self.sparsity is not None and not 0 < self.sparsity < math.inf:
             raise ValueError(f"{name}.sparsity must be > 0, got {self.sparsity!r}")
         self._check_penalty(name)
-        if self.algorithm not in ALGORITHMS:
-            known = ", ".join(map(repr, ALGORITHMS))
+        if self.algorithm not in self.algorithms:
+            known = ", ".join(map(repr, self.algorithms))
             raise ValueError(f"{name}.algorithm must be one of {known}, got {self.algorithm!r}")
         if not self.tol > 0:
             raise ValueError(f"{name}.tol must be > 0, got {self.tol!r}")

@@ -117,7 +117,7 @@ class ConvDictionary:
         self.filters, self.boundary, self.dtype = filters, boundary, filters.dtype
         self.image_shape, self.maps_shape = (int(h), int(w)), (*sides, int(k))
         self.squared_norms = norms
-        grow = int if boundary == "circular" else _fast
+        grow = int if boundary == "circular" else fast_length
         self.grid = grow(max(h, sides[0])), grow(max(w, sides[1]))
         self.weights = self._coverage() if mask and boundary == "full" else None
         self._columns = xp.ascontiguousarray(filters.reshape(k, -1).T)
@@ -445,7 +445,7 @@ def conjugate(wave: Array) -> Array:
     return wave
 
 
-def _fast(length: int) -> int:
+def fast_length(length: int) -> int:
     return int(scipy.fft.next_fast_len(int(length), real=True))
 
 
