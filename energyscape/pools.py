@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import kve
 
+from energyscape.backend import Array, namespace
 from energyscape.verbs import check_count
 
 
@@ -101,6 +102,32 @@ def arrangement(P: np.ndarray, together: np.ndarray) -> np.ndarray:
         if not gain[i, j] > 1e-9:
             return order
         order[[i, j]] = order[[j, i]]
+
+
+def best_swap(P: Array, together: Array, least: float) -> Array:
+    """Pools after the two sources change places that gain most, if that is more than ``least``.
+
+    Parameters
+    ----------
+    P : array, shape (n_pools, k)
+    together : array, shape (k, k), symmetric
+        As for `arrangement`; NumPy or CuPy, of which nothing is read.
+    least : float
+
+    Returns
+    -------
+    array, shape (n_pools, k)
+    """
+    xp, k = namespace(P), P.shape[1]
+    empty = 1 - xp.eye(k, dtype=P.dtype)
+    shared, here = (P.T @ P) * empty, together * empty
+    across = shared @ here
+    own = xp.diagonal(across)
+    gain = (across + across.T - own[:, None] - own + 2 * shared * here).ravel()
+    best, source = gain.argmax(), xp.arange(k)
+    i, j = best // k, best % k
+    order = xp.where(source == i, j, xp.where(source == j, i, source))
+    return xp.take(P, xp.where(gain.max() > least, order, source), axis=1)
 
 
 def log_integral(s: int, epsilon: float) -> float:

@@ -131,13 +131,13 @@ class ClipExtractor(ImageTransformer):
         return rows.reshape(-1, *clips.shape[1:])
 
     def _speeds(self) -> tuple[float, float]:
-        lo, hi = (self.speed, self.speed) if np.ndim(self.speed) == 0 else self.speed
+        lo, hi = map(float, np.broadcast_to(self.speed, 2))
         if not 0 <= lo <= hi < math.inf:
             raise ValueError(
                 "ClipExtractor.speed must be a number >= 0 or two in ascending order, got "
                 f"{self.speed!r}"
             )
-        return float(lo), float(hi)
+        return lo, hi
 
     def _check(self, groups: list[Rows]) -> None:
         """Channels as in ``fit``, and room for the fastest clip in any direction."""

@@ -1,16 +1,16 @@
 """What and where: codes of clips that are products of what stays and of where it is.
 
     E(x, c, l) = Σ_t [½|x_t - Dz_t|² + (α/2)|z_t - f(x_t)|² + λ|c|₁ + λ|l_t|₁],
-    z_t = (P'c) ⊙ l_t,   c, l >= 0,   |d_j| = 1,   F(x) = E where descent in c and l rests
+    z_t = (P'c) ⊙ l_t,   c, l >= 0,   |d_j| = 1,   F(x) = E where descent in c, l rests
 
-What, c, is one for all frames of a clip; where, l_t, is free in each and sparse; the two multiply in
-the simple units z (Gregor and LeCun, 2010, whose weights of both are learned: here P says which pool
-a simple unit is in, and where is one factor for each simple unit). λ of both is one: another pair
-with the same product gives the same z, in other units of c and l.
+What, c, is one for all frames of a clip; where, l_t, is free in each and sparse; they multiply in
+simple units z (Gregor and LeCun, 2010, who learn the weights of both: here P says which pool a
+simple unit is in, and where is one factor for each simple unit). One λ is enough: two with the same
+product give the same z, in other units of c and l.
 
-For c at its best the two norms are 2λT Σ_k √(Σ_t Σ_{j∈k} z_tj / T) where pools do not overlap: a pool
-that is on anyway explains the next frame for less, by whichever of its atoms. So atoms of a pool
-become what follows one another in time.
+For the best c both norms together are 2λT Σ_k √(Σ_t Σ_{j∈k} z_tj / T), where pools do not overlap:
+a pool that is on anyway explains the next frame for less, by whichever of its atoms. So atoms of a
+pool become what follows one another in time.
 
 References
 ----------
@@ -32,7 +32,7 @@ from energyscape.models.base import EnergyModel
 from energyscape.models.inputs import as_clips
 from energyscape.models.psd import PSD
 from energyscape.models.sparse_base import CodePass
-from energyscape.pools import pooling
+from energyscape.pools import best_swap, pooling
 from energyscape.registry import register
 from energyscape.solvers.encode import Codes
 from energyscape.solvers.product import (
@@ -46,6 +46,10 @@ from energyscape.sources import Rows
 from energyscape.verbs import Param, Params
 
 _FEATURES = ("what", "both")
+# Clips that say what follows what at first.
+_SOME, _ROUGHLY = 500, dict[str, Any](tol=1e-2, max_iter=100)
+_FORGET = 0.01  # weight of an update in what follows what
+_GAIN = 0.1  # least gain of two atoms that change places, in cosines of codes
 _SETTLED = 20  # steps of c given the encoder's z; the first is exact where pools do not overlap
 
 
@@ -58,6 +62,7 @@ class ClipPass(CodePass):
         return {
             "mean/usage": (z * z).mean(axis=1).sum(axis=0),
             "mean/late": namespace(self.x).asarray(late, dtype=self.x.dtype),
+            "mean/follow": _follow(z),
         }
 
 
@@ -75,6 +80,9 @@ class WhatWhere(PSD):
     pools : int or array, shape (n_what, m), default 4
         Atoms of a pool, which follow one another, or how much each atom is in each pool, >= 0
         (`torus_pools`).
+    learn_pools : bool, default True
+        Whether atoms change places in the pools, two at an update, where then those share pools
+        that follow one another, rather than going together.
     encoder : encoder, optional
         Guesses z of a frame; any of `PSD`'s. Default: ``ShrinkEncoder()``. What is the best given
         that guess, so that a pool's is the root of its mean activity.
@@ -87,7 +95,7 @@ class WhatWhere(PSD):
         Whether ``transform`` gives inferred codes; by default it gives the encoder's.
     sparsity : float, optional
         At which share of the median over frames of max_j |d_j'x| one code that pays alone comes on,
-        for an atom orthogonal to others, at the first dictionary: s = 3/2 (2λ)^⅔. Default: 0.2.
+        for an atom orthogonal to others, at the first dictionary: s = 3 (λ/2)^⅔. Default: 0.2.
     dictionary, max_iter, replace
         As for `SparseCoding`.
     tol : float, default 1e-4
@@ -101,13 +109,16 @@ class WhatWhere(PSD):
     Attributes
     ----------
     components_ : array, shape (n_components, n_features)
-        Atoms, of norm 1, pool by pool where ``pools`` is a number.
+        Atoms, of norm 1.
+    pools_ : array, shape (n_what, n_components)
+        P.
     strength_ : float
         λ, in units of the data to the power of 3/2; c and l are in those of its root.
     n_replaced_
         As for `SparseCoding`.
     params_ : dict
-        Those of `PSD`, and the buffers ``P`` and ``frames`` (t of the training).
+        Those of `PSD`, and the buffers ``P``, ``frames`` (t of the training) and ``follow`` (which
+        atoms are on in other frames of a clip rather than in the same).
     history_, n_iter_, n_features_in_, seed_, trainer_
         As for `RBM`; n_features_in_ is that of a frame.
 
@@ -144,6 +155,7 @@ class WhatWhere(PSD):
         n_components: int | None = None,
         *,
         pools: Any = 4,
+        learn_pools: bool = True,
         encoder: Any = None,
         alpha: float = 1.0,
         features: str = "what",
@@ -160,6 +172,7 @@ class WhatWhere(PSD):
     ) -> None:
         self.n_components = n_components
         self.pools = pools
+        self.learn_pools = learn_pools
         self.encoder = encoder
         self.alpha = alpha
         self.features = features
@@ -190,21 +203,26 @@ class WhatWhere(PSD):
 
     def init_params(self, x: Array, rng: Any) -> Params:
         """Those of frames, and λ at which a lone code comes on where `PSD`'s does."""
-        xp, flat = namespace(x), x.reshape(-1, x.shape[2])
-        P = pooling(self.pools, self._atoms(x.shape[2]))
-        params = super().init_params(flat, rng)
-        return params | {
-            "lam": 0.5 * (params["lam"] / 1.5) ** 1.5,
-            "P": xp.asarray(P, dtype=x.dtype),
+        xp, m = namespace(x), self._atoms(x.shape[2])
+        params = super().init_params(_frames(x), rng)
+        params |= {
+            "lam": 2 * (params["lam"] / 3) ** 1.5,
+            "P": xp.asarray(pooling(self.pools, m), dtype=x.dtype),
             "frames": xp.asarray(x.shape[1]),
         }
+        some = x[:_SOME]
+        found = product_codes(params["D"], some, params["P"], float(params["lam"]), **_ROUGHLY)
+        z = simple_codes(found.h, params["P"])
+        return params | {"follow": _follow(z) / x.dtype.type(len(some))}
 
     def param_specs(self) -> dict[str, Param]:
-        return super().param_specs() | {k: Param(trainable=False) for k in ("P", "frames")}
+        buffers = ("P", "frames", "follow")
+        return super().param_specs() | {k: Param(trainable=False) for k in buffers}
 
     def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
-        P = pooling(self.pools, self._atoms(n_features))
-        return super().param_shapes(n_features) | {"P": P.shape, "frames": ()}
+        m = self._atoms(n_features)
+        own = {"P": pooling(self.pools, m).shape, "frames": (), "follow": (m, m)}
+        return super().param_shapes(n_features) | own
 
     def event_shape(self, params: Params) -> tuple[int, ...]:
         """Shape of one clip of the training."""
@@ -319,6 +337,16 @@ class WhatWhere(PSD):
             grads[name] /= params["frames"].astype(grads[name].dtype)
         super().precondition(params, grads)
 
+    def project(self, params: Params, sums: Params, rng: Any) -> None:
+        """Besides wasted atoms: running means, and two atoms that change places, in place."""
+        super().project(params, sums, rng)
+        if not (self.learn_pools and "mean/follow" in sums):
+            return
+        xp, follow = namespace(params["P"]), params["follow"]
+        follow += follow.dtype.type(_FORGET) * (sums["mean/follow"] - follow)
+        size = xp.sqrt(xp.where(params["usage"] > 0, params["usage"], 1))
+        params["P"][...] = best_swap(params["P"], follow / xp.outer(size, size), _GAIN)
+
     # ------------------------------------------------------------ the face
 
     def read(self, X: Any, reset: bool) -> Rows:
@@ -408,6 +436,11 @@ class WhatWhere(PSD):
         return super().dual_gap(X)
 
     @property
+    def pools_(self) -> Any:
+        self._need_fit("pools_")
+        return self._fitted(self._params["P"])
+
+    @property
     def _n_what(self) -> int:
         return len(self._state.params["P"])
 
@@ -431,3 +464,13 @@ class WhatWhere(PSD):
 def _frames(x: Array) -> Array:
     """Frames of all clips as rows."""
     return x.reshape(-1, x.shape[2])
+
+
+def _follow(z: Array) -> Array:
+    """How much more atoms are on in other frames of a clip than in the same, shape (m, m): products
+    of codes, means over frames, summed over clips. Atoms that a pool makes cheap are so in all."""
+    t, flat, whole = z.shape[1], _frames(z), z.sum(axis=1)
+    same = flat.T @ flat
+    if t == 1:
+        return same * 0
+    return ((whole.T @ whole - same) / (t - 1) - same) / t

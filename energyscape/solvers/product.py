@@ -3,14 +3,13 @@
     Σ_t [½|x_t - Dz_t|² + (α/2)|z_t - f_t|² + λ|c|₁ + λ|l_t|₁],   z_t = (P'c) ⊙ l_t,   c, l >= 0
 
 Given c this is a lasso in z with a weight of λ/(P'c) for each code, of which a step of proximal
-gradient descent is taken; given z the c that minimises λT|c|₁ + λ Σ_t Σ_j z_tj/(P'c)_j is approached
-by
+gradient descent is taken; given z the best c, of λT|c|₁ + λ Σ_t Σ_j z_tj/(P'c)_j, is approached by
 
     c_k ← c_k √(Σ_j P_kj s_j/(P'c)_j² / T),    s = Σ_t z_t
 
 from a bound of 1/(P'c)_j that touches at c (Jensen), exact in one step where pools do not overlap:
-then c_k² is the pool's mean activity. Neither step raises the energy. It is not convex, and codes of
-0 are a place to rest at: what is found is where descent leads from a lasso of equal weights.
+then c_k² is the pool's mean activity. Neither step raises the energy. It is not convex, and codes
+of 0 are a place to rest at: what is found is where descent leads from a lasso of equal weights.
 """
 
 from __future__ import annotations
@@ -53,8 +52,12 @@ def next_what(z: Array, c: Array, P: Array) -> Array:
 
 
 def equal_what(z: Array, P: Array, lam: float) -> Array:
-    """The c where pools come and go: there a lone code pays as much as its share of a lasso."""
-    return namespace(z).full((len(z), len(P)), (2 * lam) ** (1 / 3), z.dtype)
+    """(λ/2)^⅓, the least c but 0 at which a lone code, of z = c², can rest."""
+    return namespace(z).full((len(z), len(P)), _least(lam), z.dtype)
+
+
+def _least(lam: float) -> float:
+    return float((lam / 2) ** (1 / 3))
 
 
 def product_codes(
@@ -89,7 +92,7 @@ def product_codes(
         Codes to begin at; default: the prediction, in a lasso of equal weights.
     tol : float, default 1e-4
         Change of a step at which a clip is done: of z, relative to the largest code of a step from
-        0; of c, to (2λ)^⅓.
+        0; of c, to (λ/2)^⅓.
     max_iter : int, default 1000
         Iterations after which a clip stays as it is.
 
@@ -101,14 +104,15 @@ def product_codes(
     xp, (n, t), (k, m) = namespace(x), x.shape[:2], P.shape
     found = Codes(xp.zeros((n, k + t * m), x.dtype), xp.zeros(n), xp.zeros(n, np.int64))
     steps, single = _Steps.of(D, P, lam, alpha), x.dtype == np.float32
-    double = _Steps.of(_wide(D), _wide(P), lam, alpha) if single and tol < _SINGLE else None
+    finish = single and tol < _SINGLE
+    double = _Steps.of(_wide(D), _wide(P), lam, alpha) if finish else steps
     size = max(1, n) if is_gpu_array(x) else max(8, _NUMBERS // (t * m))
     for lo in range(0, n, size):
         rows = slice(lo, lo + size)
         f = None if prediction is None else prediction[rows]
         state = steps.begin(x[rows], f, None if start is None else start[rows])
         _descend(steps, state, max(tol, _SINGLE) if single else tol, max_iter)
-        late = () if double is None else xp.flatnonzero(state.gap > tol)
+        late = xp.flatnonzero(state.gap > tol) if finish else xp.arange(0)
         found.h[rows] = factors_of(state.z, state.c, P)
         found.gap[rows], found.n_iter[rows] = state.gap, state.n_iter
         if len(late):
@@ -201,7 +205,7 @@ class _Steps:
 
 def _descend(steps: _Steps, state: _State, tol: float, max_iter: int) -> None:
     """Steps of z and of c in turn until all clips are done, in place."""
-    xp, usual = namespace(state.z), (2 * steps.lam) ** (1 / 3)
+    xp, usual = namespace(state.z), _least(steps.lam)
     index, now, done = xp.arange(len(state.z)), state[:], 0
     while len(index):
         turns = min(_EVERY, max_iter - done)
