@@ -27,6 +27,7 @@ from energyscape.data import (
     Pool,
     RandomFilters,
     Rectify,
+    Standardize,
 )
 from energyscape.errors import CapabilityError, DivergenceError
 from energyscape.models import PSD, RBM, FineTunedPipeline
@@ -67,6 +68,7 @@ STAGES = {
     "max overlapping": Pool("max", 3, (2, 1)),
     "l2": Pool("l2", 2),
     "l2 overlapping": Pool("l2", (2, 3), (1, 2)),
+    "standardize": Standardize(),
     "flatten": Flatten(),
 }
 each_stage = pytest.mark.parametrize("name", STAGES)
@@ -166,6 +168,21 @@ def test_the_constant_of_contrast() -> None:
 def test_absolute_values_and_rows() -> None:
     np.testing.assert_array_equal(Rectify().fit_transform(MAPS), np.abs(MAPS))
     np.testing.assert_array_equal(Flatten().fit_transform(MAPS), MAPS.reshape(5, -1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_standardised_maps_have_no_mean_and_variance_one(dtype: Any) -> None:
+    x = (5 + MAPS * np.arange(1.0, 4.0)).astype(dtype)
+    x[:, 0, 0, 0] = 0.1  # constant: to 0, but for rounding
+    y = Standardize().fit_transform(x)
+    close = {"atol": 30 * np.finfo(dtype).eps}
+    np.testing.assert_allclose(y.mean(axis=0), 0, **close)
+    on = np.ones(y.shape[1:], bool)
+    on[0, 0, 0] = False
+    np.testing.assert_allclose(y.std(axis=0)[on], 1, **close)
+    np.testing.assert_allclose(y[:, 0, 0, 0], 0, **close)
+    stage = Standardize().fit(x)
+    np.testing.assert_allclose(stage.inverse_transform(stage.transform(x)), x, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- gradients
@@ -555,7 +572,7 @@ def test_it_learns_and_leaves_the_pipeline_alone() -> None:
 
 def test_arrays_move_in_their_units() -> None:
     """Plain gradient descent in coordinates θ/u is θ - rate u² ∂L/∂θ, u the root mean square; one
-    step by hand, with weight decay of weights in units, and thresholds reflected at 0."""
+    step by hand, with weight decay of the softmax in units, and thresholds reflected at 0."""
     for encoder in (TanhEncoder(), ShrinkEncoder()):
         optimizer = SGD(3.0, l2=0.1, schedule=Constant())
         once = Backpropagation(n_epochs=1, batch_size=60, optimizer=optimizer)
@@ -565,7 +582,7 @@ def test_arrays_move_in_their_units() -> None:
         bank1 = start.model_.named_steps["filterbank-1"]
         for key, value in start._params.items():
             unit = start._rates.get(key, 1.0)
-            decay = 1.0 if key[-1] == "c" else 1 + 3.0 * 0.1
+            decay = 1 + 3.0 * 0.1 if key == "W" else 1.0
             wanted = (value - 3.0 * unit**2 * grads[key]) / decay
             if "theta" in key:
                 wanted = np.abs(wanted)

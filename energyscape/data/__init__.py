@@ -18,7 +18,7 @@ from energyscape.data.jitter import Jitter
 from energyscape.data.patch_features import PatchFeatures
 from energyscape.data.patches import PatchExtractor
 from energyscape.data.spectral import FrequencyWhitening
-from energyscape.data.stages import Flatten, Pool, Rectify
+from energyscape.data.stages import Flatten, Pool, Rectify, Standardize
 from energyscape.data.whitening import ZCA, PCAWhitening
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "RandomFilters",
     "Rectify",
     "SoftThreshold",
+    "Standardize",
     "Triangle",
     "binarize",
     "data_home",

@@ -27,13 +27,13 @@ from sklearn.utils.validation import check_is_fitted
 from energyscape.backend import Array, device_of, is_gpu_array, namespace, to_device
 from energyscape.convolution import Pair, pair
 from energyscape.data.patches import with_channels
-from energyscape.data.transformer import ImageTransformer, in_blocks
+from energyscape.data.transformer import ImageTransformer, in_blocks, row_blocks
 from energyscape.models.inputs import as_images
 from energyscape.registry import register
 from energyscape.sources import Rows
 from energyscape.verbs import Params
 
-__all__ = ["Flatten", "Pool", "Rectify", "Stage"]
+__all__ = ["Flatten", "Pool", "Rectify", "Stage", "Standardize"]
 
 
 class Stage(ImageTransformer):
@@ -358,6 +358,62 @@ class Pool(Stage):
         for i, at in enumerate(self._places(shape[1:3])):
             out[at] += part(i, at)
         return out
+
+
+@register
+class Standardize(Stage):
+    """(x - mean) / deviation of every map at every place, over the rows of ``fit``.
+
+    What a linear classifier on top, and its weight decay, should find. Deviations of 0 count as 1.
+
+    Attributes
+    ----------
+    mean_, scale_ : arrays, shape of a row, float64
+    image_shape_ : tuple of int
+    """
+
+    mean_: Array
+    scale_: Array
+    switched = False
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        """Find means and deviations.
+
+        Parameters
+        ----------
+        X : array, shape (n, h, w) or (n, h, w, channels)
+        y : ignored
+
+        Returns
+        -------
+        self
+        """
+        super().fit(X)
+        rows = as_images(self, X)
+        mean = sum(x.sum(axis=0, dtype=np.float64) for x in row_blocks(rows)) / len(rows)
+        squares = sum(((x - mean) ** 2).sum(axis=0) for x in row_blocks(rows))
+        xp, scale = namespace(mean), (squares / len(rows)) ** 0.5
+        # What is constant but for rounding is not scaled up.
+        rounding = 4 * np.finfo(rows.dtype).eps * abs(mean)
+        self.mean_, self.scale_ = mean, xp.where(scale > rounding, scale, 1.0)
+        return self
+
+    def _moments(self, x: Array) -> list[Array]:
+        """Means and deviations of maps (h, w, c), as ``x`` is."""
+        return [v.reshape(*v.shape[:2], -1) for v in self._at(x, "mean_", "scale_")]
+
+    def forward(self, params: Params, x: Array) -> tuple[Array, Any]:
+        mean, scale = self._moments(x)
+        return (x - mean) / scale, None
+
+    def backward(
+        self, params: Params, cache: Any, dy: Array, need_dx: bool = True
+    ) -> tuple[Params, Array]:
+        return {}, dy / self._moments(dy)[1]
+
+    def invert(self, y: Array, *switches: Array) -> Array:
+        mean, scale = self._moments(y)
+        return y * scale + mean
 
 
 @register

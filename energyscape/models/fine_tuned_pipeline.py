@@ -70,11 +70,12 @@ class FineTunedPipeline(LabelledModel):
     Parameters
     ----------
     model : Pipeline of stages
-        `energyscape.data.FilterBank`, ``LocalContrastNormalize``, ``Rectify``, ``Pool`` and
-        ``Flatten``, in any order; a clone is fitted on X first, without labels. What is fitted
-        already comes in ``sklearn.frozen.FrozenEstimator(model)``.
+        `energyscape.data.FilterBank`, ``LocalContrastNormalize``, ``Rectify``, ``Pool``,
+        ``Standardize`` and ``Flatten``, in any order; a clone is fitted on X first, without labels.
+        What is fitted already comes in ``sklearn.frozen.FrozenEstimator(model)``.
     trainer : Backpropagation, optional
-        Its ``dropout`` is that of the features which the softmax sees. Steps are in units of the
+        Its ``dropout`` is that of the features which the softmax sees, its weight decay touches the
+        softmax's weights alone. Steps are in units of the
         root mean square that each array begins with (of the responses, for biases), so that filters
         of any scale move alike. Default: ``Backpropagation(optimizer=Adam(0.01))``.
     random_state : int, RandomState, Generator or None
@@ -158,8 +159,8 @@ class FineTunedPipeline(LabelledModel):
                 raise CapabilityError(
                     f"FineTunedPipeline goes back through every step of its pipeline, and {name!r} "
                     f"({type(step).__name__}) has no way: steps are FilterBank, "
-                    "LocalContrastNormalize, Rectify, Pool and Flatten. Leave classifiers out, the "
-                    "softmax is its own"
+                    "LocalContrastNormalize, Rectify, Pool, Standardize and Flatten. Leave "
+                    "classifiers out, the softmax is its own"
                 )
 
     def fit_model(self, model: Any, X: Any) -> Any:
@@ -209,7 +210,8 @@ class FineTunedPipeline(LabelledModel):
     # ------------------------------------------------------------ verbs
 
     def param_specs(self) -> dict[str, Param]:
-        return {name: Param(decay=name[-1] != "c") for name in self._names}
+        # Filters begin where labels alone would not lead, and are not drawn away from there to 0.
+        return {name: Param(decay=name == "W") for name in self._names}
 
     def coordinates(self, params: Params) -> Params:
         """All arrays in their units."""
