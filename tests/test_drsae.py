@@ -210,7 +210,7 @@ def test_planted_classes_are_learned_that_no_plane_tells_apart() -> None:
                 tol=0.1,
                 max_iter=20,
             ),
-            trainer=Backpropagation(n_epochs=30, batch_size=10),
+            trainer=Backpropagation(n_epochs=15, batch_size=10),
         )
     ]
 )
@@ -232,6 +232,8 @@ def test_it_is_cloned_pickled_and_saved(encoder: Any, tmp_path: Any) -> None:
         np.testing.assert_array_equal(again.predict(X), model.predict(X))
         np.testing.assert_array_equal(again.transform(X), model.transform(X))
         np.testing.assert_array_equal(again.model_.transform(X), model.model_.transform(X))
+        np.testing.assert_array_equal(again.components_, model.components_)
+        np.testing.assert_array_equal(again.coef_, model.coef_)
     assert list(model.get_feature_names_out()) == [f"drsae{i}" for i in range(ATOMS)]
 
 

@@ -262,32 +262,32 @@ class DrSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LabelledModel):
     def _n_features_out(self) -> int:
         return int(self._state.params["D"].shape[1])
 
-    def _shown(self, array: Array) -> Any:
+    def _fitted(self, array: Array) -> Any:
         return to_device(array, self._home)
 
     @property
     def params_(self) -> dict[str, Any]:
         """Parameters by their letters; container of ``fit``'s X."""
         check_is_fitted(self)
-        return {k: self._shown(v) for k, v in self._params.items()}
+        return {k: self._fitted(v) for k, v in self._params.items()}
 
     @property
     def components_(self) -> Any:
         """Atoms in rows."""
         check_is_fitted(self)
-        return self._shown(self._params["D"].T)
+        return self._fitted(self._params["D"].T)
 
     @property
     def coef_(self) -> Any:
         """C, classes in rows."""
         check_is_fitted(self)
-        return self._shown(self._params["C"].T)
+        return self._fitted(self._params["C"].T)
 
     @property
     def intercept_(self) -> Any:
         """c."""
         check_is_fitted(self)
-        return self._shown(self._params["c"])
+        return self._fitted(self._params["c"])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
