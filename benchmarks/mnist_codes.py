@@ -28,11 +28,12 @@ ATOMS, DIGITS, DIGIT_SPARSITY = 144, 20_000, 0.1
 # Codes of patches.
 SIDE, STRIDE, CODES, STEPS = 16, 3, 256, 10
 PATCHES, PATCH_SPARSITY, EPOCHS = 100_000, 0.2, 4
-GRID, CHOOSING = (0.3, 1.0, 3.0), (20_000, 10_000)
+GRID, CHOOSING = (0.03, 0.1, 0.3, 1.0), (20_000, 10_000)
 PUBLISHED = {"LCoD": 1.42, "converged": 1.33}
 WITHIN = 0.3  # points from what is published
 # Labels.
-UNITS, T, LAM, ALONE, TAUGHT, ERROR = 400, 11, 0.005, 15, 30, 1.2
+UNITS, T, LAM, ERROR = 400, 11, 0.005, 1.2
+ALONE, TAUGHT, RATE = 15, 30, 3e-4
 
 
 def sets() -> tuple[Any, Any, Any, Any]:
@@ -189,24 +190,26 @@ def unit_rows(images: Any) -> Any:
 
 
 def labelled(X: Any, y: Any) -> Any:
-    """`DrSAE`: its network begins at random digits, learns alone, then with labels."""
-    from energyscape.models import LISTA, DrSAE
+    """`DrSAE`: its network begins at a quick dictionary, learns alone, then with labels."""
+    from energyscape.models import LISTA, DrSAE, SparseCoding
     from energyscape.models.unrolled import LISTAEncoder
     from energyscape.optim import Adam
     from energyscape.penalties import L1
-    from energyscape.trainers import Backpropagation, EnergyLoss
+    from energyscape.trainers import EM, Backpropagation, EnergyLoss
 
+    quick = {"penalty": L1(10 * LAM), "positive": True, "tol": 3e-2, "max_iter": 100}
+    first = SparseCoding(UNITS, **quick, trainer=EM(n_epochs=2, batch_size=250), random_state=0)
     model = LISTA(
         UNITS,
         encoder=LISTAEncoder(T - 1),
-        dictionary=X[:UNITS],
+        dictionary=first.fit(X[:10_000]).components_,
         penalty=L1(LAM),
         positive=True,
         train_dictionary=True,
         replace=False,
-        trainer=EnergyLoss(n_epochs=ALONE, optimizer=Adam(1e-3)),
+        trainer=EnergyLoss(n_epochs=ALONE, optimizer=Adam(RATE)),
     )
-    trainer = Backpropagation(n_epochs=TAUGHT)
+    trainer = Backpropagation(n_epochs=TAUGHT, optimizer=Adam(RATE, rates={"C": 4.0}))
     return DrSAE(model, trainer=trainer, random_state=0).fit(X, y)
 
 
