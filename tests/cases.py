@@ -22,6 +22,7 @@ from energyscape.models import (
     RBM,
     RICA,
     AutoEncoder,
+    ConvPSD,
     ConvSparseCoding,
     CovarianceRBM,
     DeepAutoEncoder,
@@ -40,6 +41,7 @@ from energyscape.models import (
     TiledRBM,
     WhatWhere,
 )
+from energyscape.models.conv_encoders import ConvLISTAEncoder, ConvTanhEncoder
 from energyscape.models.encoders import TanhEncoder
 from energyscape.models.learned_descent import LCoDEncoder
 from energyscape.models.unrolled import CoupledLISTAEncoder, LISTAEncoder
@@ -307,6 +309,37 @@ OTHERS = [
         lambda **k: ConvSparseCoding(2, filter_size=2, boundary="valid", sparsity=0.8, **k),
         _images(40, 3, 2) - 5,
         (*_CHAINS, EM, EnergyLoss),
+        exact=_CONV,
+    ),
+    Case(
+        "ConvPSD",
+        lambda **k: ConvPSD(2, filter_size=(3, 2), **k),
+        _images(40, 4, 3) - 5,
+        _GUESSED,
+        exact=_CONV,
+    ),
+    Case(
+        "ConvPSD tanh",
+        lambda **k: ConvPSD(
+            2, filter_size=2, boundary="valid", encoder=ConvTanhEncoder(), exact=True, **k
+        ),
+        _images(40, 3, 2) - 5,
+        _GUESSED,
+        exact=_CONV,
+    ),
+    Case(
+        "ConvPSD unrolled",
+        lambda **k: ConvPSD(
+            2,
+            filter_size=2,
+            boundary="circular",
+            encoder=ConvLISTAEncoder(1),
+            alpha=0.5,
+            positive=True,
+            **k,
+        ),
+        _images(40, 3, 3) - 5,
+        _GUESSED,
         exact=_CONV,
     ),
     Case(

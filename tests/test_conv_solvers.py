@@ -250,6 +250,30 @@ def test_codes_are_the_lassos(solver: Any, boundary: str, mask: bool, positive: 
         assert (kkt_violation(found.z, slope, lam, positive) < 1e-3 * lam).all()
 
 
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize(("boundary", "mask"), PROBLEMS)
+def test_codes_that_are_pulled_are_those_of_a_larger_lasso(
+    boundary: str, mask: bool, positive: bool
+) -> None:
+    """(α/2)|z - f|² is √α I under D and √α f under x; tolerances as above."""
+    dictionary, x, lam = _problem(boundary, mask)
+    f = np.random.default_rng(3).standard_normal((3, *dictionary.maps_shape))
+    settings: dict[str, Any] = {"alpha": 0.7, "prediction": f, "positive": positive}
+    found = conv_fista(dictionary, x, lam, tol=1e-9, max_iter=50_000, **settings)
+    matrix = _matrix(dictionary.filters, (8, 7), boundary)
+    roots = np.sqrt(np.broadcast_to(_weights(dictionary), x.shape[1:])).ravel()
+    matrix = np.vstack([matrix * roots[:, None], np.sqrt(0.7) * np.eye(f[0].size)])
+    model = Lasso(lam / len(matrix), fit_intercept=False, tol=1e-12, max_iter=10**6)
+    model.set_params(positive=positive)
+    for row, own, code in zip(x, f, found.z, strict=True):
+        target = np.concatenate([row.ravel() * roots, np.sqrt(0.7) * own.ravel()])
+        wanted = model.fit(matrix, target).coef_
+        np.testing.assert_allclose(code.ravel(), wanted, atol=1e-4)
+    assert 0 < found.gap.max() <= 1e-9
+    plain = conv_fista(dictionary, x, lam, tol=1e-9, max_iter=50_000, positive=positive)
+    assert np.abs(plain.z - found.z).max() > 0.1  # the negative control
+
+
 @pytest.mark.parametrize(("solver", "boundary", "mask"), RUNS)
 def test_float32_reaches_its_tolerance(solver: Any, boundary: str, mask: bool) -> None:
     dictionary, x, lam = _problem(boundary, mask, 3, F32)

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from energyscape.backend import Purpose, stream
 from energyscape.convolution import convolve
-from energyscape.models import ConvSparseCoding, SparseCoding
+from energyscape.models import ConvSparseCoding, SparseCoding, conv_sparse
 from energyscape.models.conv_filters import (
     best_filters,
     correlated,
@@ -42,20 +42,20 @@ def sparse_maps(shape: tuple[int, ...], share: float = 0.2, seed: int = 1) -> np
     return rng.standard_normal(shape) * (rng.random(shape) < share)
 
 
-def planted(n: int = 60, side: int = 20, k: int = 4, seed: int = 0) -> tuple[np.ndarray, Any]:
-    """Images of random filters at 2 % of the places, with noise 30 dB below."""
-    D = filters(k, 5, 5, seed=seed)
-    dictionary = ConvDictionary(D, (side, side))
+def planted(n: int = 30, side: int = 16, k: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Images of a few filters at 2 % of the places, with noise 30 dB below."""
+    y, x = np.mgrid[-2:3, -2:3]
+    D = np.random.default_rng(0).standard_normal((k, 5, 5)) * np.exp(-(x * x + y * y) / 4)
+    dictionary = ConvDictionary(unit_filters(D[..., None]), (side, side))
     x = dictionary.synthesize(sparse_maps((n, *dictionary.maps_shape), 0.02))
     noise = np.random.default_rng(2).standard_normal(x.shape)
-    return D, x + 10**-1.5 * x.std() * noise
+    return dictionary.filters, x + 10**-1.5 * x.std() * noise
 
 
-def recovered(model: Any, D: np.ndarray) -> float:
-    """The share of filters that some learned one is, up to its sign and a shift by a pixel."""
-    alike = np.abs(convolve(np.asarray(model.filters_)[..., None], D, "full"))[:, 3:6, 3:6]
-    alike = alike.max(axis=(1, 2))
-    return float((alike[linear_sum_assignment(-alike)] > 0.95).mean())
+def recovered(model: Any, D: np.ndarray) -> np.ndarray:
+    """Cosines of planted filters with the learned ones that they are, wherever these lie."""
+    alike = np.abs(convolve(model.params_["D"], D, "full")).max(axis=(1, 2))
+    return alike[linear_sum_assignment(-alike)]
 
 
 # ---------------------------------------------------------------- sums over images
@@ -86,9 +86,10 @@ def test_slopes_are_the_gradient_in_the_filters(boundary: str, mask: bool) -> No
     x = np.random.default_rng(3).standard_normal((2, 5, 6, 2))
     wanted = np.empty((3, 3, 2, 2))
     for at in np.ndindex(wanted.shape):
-        one = np.zeros((3, 3, 2, 2)) + 1e-300  # no filter may be 0
-        one[at] = 1
-        wanted[at] = (ConvDictionary(one, (5, 6), boundary).synthesize(z) * x).sum()
+        moved = dictionary.filters.copy()
+        moved[at] += 1
+        image = ConvDictionary(moved, (5, 6), boundary).synthesize(z) - dictionary.synthesize(z)
+        wanted[at] = (image * x).sum()
     np.testing.assert_allclose(slopes(dictionary, x, z), wanted, atol=1e-12)
 
 
@@ -132,11 +133,12 @@ def test_no_step_of_a_filter_raises_the_sum_and_steps_end() -> None:
     z, B = sparse_maps((4, 8, 9, 3)), np.random.default_rng(5).standard_normal((3, 3, 2, 2))
     A = correlations(z, (3, 2), False)
     D, values = filters(c=2), []
-    for _ in range(200):
+    for _ in range(100):
         values.append(surrogate({"A": A, "B": B}, D))
         D = best_filters(D, A, B)
         np.testing.assert_allclose((D**2).sum(axis=(1, 2, 3)), 1, rtol=1e-14)
     assert (np.diff(values) <= 1e-12 * abs(values[0])).all() and values[-1] < values[0] - 1
+    D = best_filters(D, A, B, 2000)
     slope = correlated(A, D) - B
     along = (slope * D).sum(axis=(1, 2, 3), keepdims=True)
     np.testing.assert_allclose(slope, along * D, atol=1e-6)
@@ -186,50 +188,55 @@ def test_first_and_worst_filters_are_windows() -> None:
 
 @each_problem
 def test_batch_learning_never_raises_its_objective(boundary: str, mask: bool) -> None:
-    X = planted(6, 9)[1]
-    model = ConvSparseCoding(3, filter_size=3, boundary=boundary, mask=mask, sparsity=0.5)
-    model.set_params(tol=1e-13, max_iter=20_000, algorithm="fista", replace=False, random_state=0)
-    model.set_params(trainer=EM(n_epochs=8, tol=0.0))
+    X = planted(3, 9)[1]
+    model = ConvSparseCoding(2, filter_size=3, boundary=boundary, mask=mask, sparsity=0.9)
+    model.set_params(tol=1e-11, max_iter=5000, algorithm="fista", replace=False, random_state=0)
+    model.set_params(trainer=EM(n_epochs=5, tol=0.0))
     with pytest.warns(ConvergenceWarning, match="still gained"):
         model.fit(X)
     energy = -np.array(model.history_["bound"])
-    assert len(energy) == 8
-    assert (np.diff(energy) <= 1e-12 * energy[:-1]).all()
-    assert energy[-1] < 0.95 * energy[0]
+    assert len(energy) == 5
+    # A code may be worse than the best by its gap: 1e-11 of ½ Σ x².
+    assert (np.diff(energy) <= 1e-11 * 0.5 * (X**2).sum(axis=(1, 2, 3)).mean()).all()
+    assert energy[-1] < 0.97 * energy[0]
 
 
 @pytest.mark.parametrize(
     "trainer",
-    [EM(n_epochs=12, batch_size=10), EnergyLoss(n_epochs=12, batch_size=5, learning_rate=0.3)],
+    [EM(n_epochs=10, batch_size=5), EnergyLoss(n_epochs=6, batch_size=5, learning_rate=0.5)],
     ids=["EM", "gradient"],
 )
 def test_planted_filters_are_found(trainer: Any) -> None:
+    """From filters that are less like the planted ones than a shift of them would be."""
     D, X = planted()
-    model = ConvSparseCoding(4, filter_size=5, tol=1e-2, random_state=0, trainer=trainer).fit(X)
-    assert recovered(model, D) == 1
+    start = D + 0.2 * np.random.default_rng(5).standard_normal(D.shape)
+    model = ConvSparseCoding(3, filter_size=5, tol=1e-2, algorithm="fista", dictionary=start)
+    model.set_params(random_state=0, trainer=EnergyLoss(n_epochs=1, learning_rate=1e-9))
+    before = recovered(model.fit(X), D)  # the negative control
+    after = recovered(model.set_params(trainer=trainer).fit(X), D)
+    assert before.max() < 0.8 and after.min() > 0.85 and after.max() > 0.95
     np.testing.assert_allclose(np.linalg.norm(model.components_, axis=1), 1, rtol=1e-12)
-    # The negative control: that is not where it began.
-    start = EnergyLoss(n_epochs=1, batch_size=60, learning_rate=1e-9)
-    assert recovered(model.set_params(trainer=start).fit(X), D) < 1
 
 
-@pytest.mark.parametrize("trainer", [EM(n_epochs=6, batch_size=10), EnergyLoss(n_epochs=6)])
-def test_dead_and_double_filters_are_replaced(trainer: Any) -> None:
-    D, X = planted(20)
+@pytest.mark.parametrize("kind", [EM, EnergyLoss])
+def test_dead_and_double_filters_are_replaced(kind: Any) -> None:
+    trainer = kind(n_epochs=2, batch_size=5)
+    D, X = planted(10)
     start = D.copy()
-    start[1] = np.roll(start[0], 0, axis=0)
+    start[1] = start[0]
     settings: dict[str, Any] = {"filter_size": 5, "tol": 1e-2, "dictionary": start}
-    model = ConvSparseCoding(4, trainer=trainer, random_state=0, **settings).fit(X)
+    model = ConvSparseCoding(3, trainer=trainer, random_state=0, **settings).fit(X)
     alike = np.abs(convolve(model.params_["D"], model.params_["D"], "full")).max(axis=(1, 2))
-    assert model.n_replaced_ >= 1 and (alike - np.eye(4)).max() < 0.99
-    keeps = ConvSparseCoding(4, trainer=trainer, random_state=0, replace=False, **settings)
+    assert model.n_replaced_ >= 1 and (alike - np.eye(3)).max() < 0.99
+    keeps = ConvSparseCoding(3, trainer=trainer, random_state=0, replace=False, **settings)
     assert keeps.fit(X).n_replaced_ == 0
 
 
 # ---------------------------------------------------------------- what is known
 
 
-def test_filters_of_one_pixel_are_atoms_of_colours() -> None:
+def test_filters_of_one_pixel_are_atoms_of_colours(monkeypatch: Any) -> None:
+    monkeypatch.setattr(conv_sparse, "_SWEEPS", 1)
     X = np.random.default_rng(0).standard_normal((5, 4, 3, 2))
     shared: dict[str, Any] = {"penalty": L1(0.4), "tol": 1e-12, "random_state": 0}
     D = filters(3, 1, 1, 2)
@@ -243,7 +250,8 @@ def test_filters_of_one_pixel_are_atoms_of_colours() -> None:
     np.testing.assert_allclose(model.transform(X), wanted, atol=1e-5)
 
 
-def test_filters_of_the_images_size_are_atoms_of_images() -> None:
+def test_filters_of_the_images_size_are_atoms_of_images(monkeypatch: Any) -> None:
+    monkeypatch.setattr(conv_sparse, "_SWEEPS", 1)
     X = np.random.default_rng(0).standard_normal((30, 4, 3))
     shared: dict[str, Any] = {"tol": 1e-12, "random_state": 0}
     D = filters(5, 4, 3)
@@ -261,25 +269,26 @@ def test_filters_of_the_images_size_are_atoms_of_images() -> None:
 
 
 def test_a_torus_that_repeats_has_codes_that_repeat() -> None:
-    X = planted(2, 10)[1][..., 0]
-    model = ConvSparseCoding(3, filter_size=3, boundary="circular", random_state=0, tol=1e-11)
-    model.set_params(trainer=EM(n_epochs=1, batch_size=2), max_iter=20_000, sparsity=0.5).fit(X)
+    X = planted(1, 10)[1][..., 0]
+    model = ConvSparseCoding(2, filter_size=3, boundary="circular", random_state=0, tol=1e-10)
+    model.set_params(trainer=EM(n_epochs=1), max_iter=20_000, sparsity=0.9, algorithm="fista")
+    model.fit(X)
     small, large = model.transform(X), model.transform(np.tile(X, (1, 2, 3)))
-    assert large.shape == (2, 20, 30, 3)
+    assert large.shape == (1, 20, 30, 2)
     np.testing.assert_allclose(large, np.tile(small, (1, 2, 3, 1)), atol=1e-4)
     np.testing.assert_allclose(model.energy(np.tile(X, (1, 2, 3))), 6 * model.energy(X), rtol=1e-9)
 
 
 def test_codes_far_from_the_border_are_those_of_a_larger_image() -> None:
-    X = planted(20)[1][..., 0]
-    model = ConvSparseCoding(4, filter_size=5, random_state=0, tol=1e-9, max_iter=20_000)
-    model.set_params(trainer=EM(n_epochs=1, batch_size=10), sparsity=0.5).fit(X[:, :10, :10])
-    whole, part = model.transform(X[:2]), model.transform(X[:2, :, :14])
-    assert whole.shape == (2, 16, 16, 4) and part.shape == (2, 16, 10, 4)
-    off = np.abs(whole[:, :, :10] - part).max(axis=(0, 1, 3))
+    X = planted(10, 24)[1][..., 0]
+    model = ConvSparseCoding(3, filter_size=5, random_state=0, tol=1e-8, max_iter=20_000)
+    model.set_params(trainer=EM(n_epochs=1, batch_size=10), sparsity=0.9).fit(X[:, :10, :10])
+    whole, part = model.transform(X[:2]), model.transform(X[:2, :, :18])
+    assert whole.shape == (2, 20, 20, 3) and part.shape == (2, 20, 14, 3)
+    off = np.abs(whole[:, :, :14] - part).max(axis=(0, 1, 3))
     # Near the cut codes are of another problem; what is left of it decays with distance.
     assert off[:2].max() < 0.05 * np.abs(part).max() < off[-3:].max()
-    assert model.reconstruct(X[:2]).shape == (2, 20, 20)
+    assert model.reconstruct(X[:2]).shape == (2, 24, 24)
     np.testing.assert_allclose(model.inverse_transform(whole), model.reconstruct(X[:2]), atol=1e-12)
 
 

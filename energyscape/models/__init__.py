@@ -3,6 +3,7 @@
 from energyscape.models import learned_descent as learned_descent  # encoders that files name
 from energyscape.models.autoencoder import AutoEncoder
 from energyscape.models.classifier import FineTunedClassifier
+from energyscape.models.conv_psd import ConvPSD
 from energyscape.models.conv_sparse import ConvSparseCoding
 from energyscape.models.deep import DeepAutoEncoder
 from energyscape.models.deep_boltzmann import DeepBoltzmannMachine
@@ -35,6 +36,7 @@ __all__ = [
     "RBM",
     "RICA",
     "AutoEncoder",
+    "ConvPSD",
     "ConvSparseCoding",
     "CovarianceRBM",
     "DeepAutoEncoder",

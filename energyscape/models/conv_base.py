@@ -18,10 +18,8 @@ from sklearn.utils.validation import check_is_fitted
 from energyscape.backend import Array, Purpose, is_gpu_array, namespace, stream, to_host
 from energyscape.convolution import pair
 from energyscape.models.conv_filters import (
-    best_filters,
-    correlated,
-    correlations,
     first_filters,
+    laid_out,
     slopes,
     unit_filters,
     wasted_filters,
@@ -37,11 +35,12 @@ from energyscape.solvers.conv_dictionary import BOUNDARIES, ConvDictionary
 from energyscape.solvers.conv_fista import conv_fista
 from energyscape.solvers.encode import Codes
 from energyscape.sources import Rows
-from energyscape.verbs import Params, as_column, check_count
+from energyscape.verbs import Params, as_column
 
 _SPARSITY = 0.2
 # Before training: images that say how large codes are, by their pixels, and how exactly.
-_SOME_PIXELS, _ROUGHLY = 1 << 15, {"tol": 1e-2, "max_iter": 50}
+_SOME_PIXELS = 1 << 15
+_ROUGHLY: dict[str, Any] = {"tol": 1e-2, "max_iter": 50}
 _SPARE_PIXELS, _MOST_SPARE = 1 << 16, 256  # of images kept for filters that nobody uses
 # Codes that are worked on together.
 _CODES_AT_ONCE, _ON_A_GPU = 1 << 22, 1 << 27
@@ -111,7 +110,7 @@ class ConvSparseModel(ImageFace, SparseModel):
 
     def dictionary_at(self, params: Params, sides: tuple[int, int]) -> ConvDictionary:
         """The dictionary of images of these sides."""
-        return ConvDictionary(params["D"], sides, self.boundary, self._masked)
+        return laid_out(params["D"], sides, self.boundary, self._masked)
 
     def _parts(self, x: Array, sides: tuple[int, int]) -> Iterator[slice]:
         """Images (or their maps) that are worked on together."""
@@ -174,7 +173,7 @@ class ConvSparseModel(ImageFace, SparseModel):
         shapes = {"D": shape, "usage": shape[:1], "spare": (spare, h, w, shape[3])}
         return shapes | dict.fromkeys(("lam", "replaced", "late"), ())
 
-    def event_shape(self, params: Params) -> None:
+    def event_shape(self, params: Params) -> None:  # type: ignore[override]
         """Images of any size."""
 
     def feasible(self, params: Params) -> Params:
@@ -188,20 +187,26 @@ class ConvSparseModel(ImageFace, SparseModel):
         params: Params,
         x: Array,
         start: Array = None,
+        alpha: float = 0.0,
+        prediction: Array = None,
         tol: float | None = None,
         max_iter: int | None = None,
     ) -> Codes:
-        """Maps of least ½ Σ m ⊙ (x - D z)² + λ|z|₁, by the model's settings."""
+        """Maps of least ½ Σ m ⊙ (x - D z)² + λ|z|₁ + (α/2)|z - prediction|², by the model's
+        settings."""
         xp, sides = namespace(x), x.shape[1:3]
         dictionary, lam = self.dictionary_at(params, sides), float(params["lam"])
-        settings = {
+        settings: dict[str, Any] = {
             "positive": self.positive,
             "tol": self.tol if tol is None else tol,
             "max_iter": self.max_iter if max_iter is None else max_iter,
         }
-        solve, found = self._solver(sides), []
+        # What pulls every code makes the problem strongly convex, where FISTA is quick.
+        solve, found = conv_fista if alpha else self._solver(sides), []
         for rows in self._parts(x, sides):
             begin = None if start is None else start[rows]
+            if alpha:
+                settings |= {"alpha": alpha, "prediction": prediction[rows]}
             codes = solve(dictionary, x[rows], lam, start=begin, **settings)
             steps = xp.full(len(codes.z), codes.n_iter, np.int64)
             found.append(Codes(codes.z, codes.gap, steps))
@@ -254,46 +259,6 @@ class ConvSparseModel(ImageFace, SparseModel):
         return x + rng.normal(x.shape, dtype)
 
     # ------------------------------------------------------------ training
-
-    def statistics(self, params: Params, x: Array) -> Params:
-        """Correlations of maps with each other and with images (see `conv_filters`), ΣF, the places
-        and the images, and how many of these were not solved to ``tol``."""
-        xp, sums = namespace(x), {}
-        for rows in self._parts(x, x.shape[1:3]):
-            part = self._statistics(params, x[rows])
-            sums = part if not sums else {key: sums[key] + part[key] for key in sums}
-        return sums | {"rows": xp.asarray(float(len(x)))}
-
-    def _statistics(self, params: Params, x: Array) -> Params:
-        wide, codes = np.float64, self.infer(params, x)
-        A = correlations(codes.h, self._size, self.boundary == "circular")
-        A = A.astype(wide)
-        rest = self.joint_input_grad(params, x, codes.h)
-        pull = slopes(self.dictionary_at(params, x.shape[1:3]), rest, codes.h).astype(wide)
-        return {
-            "energy": self.joint_energy(params, x, codes.h).sum(),
-            "A": A,
-            "B": correlated(A, params["D"].astype(wide)) + pull,
-            "places": namespace(x).asarray(float(len(x) * math.prod(codes.h.shape[1:3]))),
-            "late": (codes.gap > self.tol).sum().astype(wide),
-        }
-
-    def maximize(self, params: Params, stats: Params) -> Params:
-        """Filters that explain the images better with the codes seen, one after the other; those
-        that are wasted begin anew, and what ``stats`` held of their codes is cleared."""
-        A, B = stats["A"], stats["B"]
-        xp, (k, fh, fw, _) = namespace(A), params["D"].shape
-        D = best_filters(params["D"], A, B)
-        usage = A[xp.arange(k), fh - 1, fw - 1, xp.arange(k)] / stats["places"]
-        moved = {"usage": usage, "late": stats["late"] / stats["rows"]}
-        if self.replace:
-            D, new = self.renewed(params | {"D": D}, usage)
-            if len(new):
-                A[new] = 0
-                A[..., new] = 0
-                B[new] = 0
-                moved["replaced"] = params["replaced"] + len(new)
-        return moved | {"D": D}
 
     def renewed(self, params: Params, usage: Array) -> tuple[Array, Array]:
         """The filters with the worst explained windows of spare images in place of those that are

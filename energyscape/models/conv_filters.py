@@ -11,8 +11,8 @@ the edge) it lies above, and touches it at f, so that to lower the one is to low
 an update costs does not depend on how many images there were, nor on how large they are.
 
 One filter after the other takes its best answer among those of norm 1 to A_kk at its bound,
-b f_k - (Af - B)_k; as no eigenvalue of A_kk is larger than b, no step raises the sum. For filters of
-one place it is the step of `dictionary.best_atoms`.
+b f_k - (Af - B)_k; as no eigenvalue of A_kk is larger than b, no step raises the sum. For filters
+of one place it is the step of `dictionary.best_atoms`.
 
 References
 ----------
@@ -36,6 +36,19 @@ from energyscape.solvers.conv_dictionary import ConvDictionary, conjugate, fast_
 _TINY = float(np.finfo(np.float64).tiny)
 # Numbers of the products of waves that are made at once.
 _AT_ONCE = 1 << 22
+
+
+def laid_out(
+    filters: Array, sides: tuple[int, int], boundary: str, mask: bool = False
+) -> ConvDictionary:
+    """`ConvDictionary` of filters that training may have led to infinity, which it can go back
+    from: FloatingPointError."""
+    try:
+        return ConvDictionary(filters, sides, boundary, mask)
+    except ValueError:
+        if bool(namespace(filters).isfinite(filters).all()):
+            raise
+        raise FloatingPointError("filters are not finite") from None
 
 
 def unit_filters(D: Array) -> Array:
@@ -83,7 +96,7 @@ def correlations(z: Array, size: tuple[int, int], wraps: bool) -> Array:
     array, shape (k, 2 fh - 1, 2 fw - 1, k), float64
         Σ_p z_k(p) z_l(p + d) at [k, d + (fh - 1, fw - 1), l].
     """
-    xp, (n, h, w, k), (fh, fw) = namespace(z), z.shape, size
+    xp, (h, w, k), (fh, fw) = namespace(z), z.shape[1:], size
     sides = (h, w) if wraps else (fast_length(h + fh - 1), fast_length(w + fw - 1))
     down, across = (
         xp.asarray(np.arange(1 - s, s) % side) for s, side in zip(size, sides, strict=True)

@@ -16,14 +16,20 @@ Zeiler, M. D., Krishnan, D., Taylor, G. W., Fergus, R. (2010). Deconvolutional n
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from energyscape.backend import Array
+import numpy as np
+
+from energyscape.backend import Array, namespace
 from energyscape.models.conv_base import ConvSparseModel
+from energyscape.models.conv_filters import best_filters, correlated, correlations, slopes
 from energyscape.registry import register
 from energyscape.solvers.encode import Codes
-from energyscape.trainers import EM
+from energyscape.trainers import EnergyLoss
 from energyscape.verbs import Params
+
+_SWEEPS = 5  # of the filters, in an M step
 
 
 @register
@@ -66,9 +72,9 @@ optional
         Whether filters that are dead, or doubles of others (shifted ones too), become what is
         explained worst.
     trainer : Trainer, optional
-        Default: ``EM(n_epochs=20, batch_size=16)``, online dictionary learning from correlations of
-        maps; `EnergyLoss` is gradient descent, ``EM(batch_size=None)`` alternates between codes of
-        all images and the dictionary.
+        Default: ``EnergyLoss(n_epochs=20, batch_size=8, learning_rate=0.3)``, gradient descent.
+        `EM` with a batch size is online dictionary learning from correlations of maps, and without
+        one alternates between codes of all images and the dictionary.
     random_state, device, verbose
         As for `RBM`.
 
@@ -145,9 +151,52 @@ optional
         self.verbose = verbose
 
     def default_trainer(self) -> Any:
-        """Online dictionary learning from correlations of maps."""
-        return EM(n_epochs=20, batch_size=16)
+        """Gradient descent: filters that are shifted, or two in one, come apart sooner than by
+        running sums."""
+        return EnergyLoss(n_epochs=20, batch_size=8, learning_rate=0.3)
 
     def infer(self, params: Params, x: Array, start: Array = None) -> Codes:
         """The best maps of each image, their gap, and the iterations that took."""
         return self.solve_codes(params, x, start)
+
+    # ------------------------------------------------------------ training
+
+    def statistics(self, params: Params, x: Array) -> Params:
+        """Correlations of maps with each other and with images (see `conv_filters`), ΣF, the places
+        and the images, and how many of these were not solved to ``tol``."""
+        sums: Params = {}
+        for rows in self._parts(x, x.shape[1:3]):
+            part = self._statistics(params, x[rows])
+            sums = part if not sums else {key: sums[key] + part[key] for key in sums}
+        return sums | {"rows": namespace(x).asarray(float(len(x)))}
+
+    def _statistics(self, params: Params, x: Array) -> Params:
+        wide, codes = np.float64, self.infer(params, x)
+        A = correlations(codes.h, self._size, self.boundary == "circular")
+        A = A.astype(wide)
+        rest = self.joint_input_grad(params, x, codes.h)
+        pull = slopes(self.dictionary_at(params, x.shape[1:3]), rest, codes.h).astype(wide)
+        return {
+            "energy": self.joint_energy(params, x, codes.h).sum(),
+            "A": A,
+            "B": correlated(A, params["D"].astype(wide)) + pull,
+            "places": namespace(x).asarray(float(len(x) * math.prod(codes.h.shape[1:3]))),
+            "late": (codes.gap > self.tol).sum().astype(wide),
+        }
+
+    def maximize(self, params: Params, stats: Params) -> Params:
+        """Filters that explain the images better with the codes seen, one after the other; those
+        that are wasted begin anew, and what ``stats`` held of their codes is cleared."""
+        A, B = stats["A"], stats["B"]
+        xp, (k, fh, fw, _) = namespace(A), params["D"].shape
+        D = best_filters(params["D"], A, B, _SWEEPS)
+        usage = A[xp.arange(k), fh - 1, fw - 1, xp.arange(k)] / stats["places"]
+        moved = {"usage": usage, "late": stats["late"] / stats["rows"]}
+        if self.replace:
+            D, new = self.renewed(params | {"D": D}, usage)
+            if len(new):
+                A[new] = 0
+                A[..., new] = 0
+                B[new] = 0
+                moved["replaced"] = params["replaced"] + len(new)
+        return moved | {"D": D}

@@ -11,7 +11,7 @@ from energyscape.solvers.encode import Codes
 from energyscape.solvers.proximal import distance
 from energyscape.solvers.quadratic import Gram, Rows, largest_eigenvalue
 from energyscape.trainers import EnergyLoss
-from energyscape.verbs import Param, Params
+from energyscape.verbs import Param, Params, as_column
 
 # Numbers of one array of codes at once, on a CPU. An encoder is a product and a few passes over its
 # codes: at 144×256 in float32 one forward of 20,000 rows takes 1.6 times as long as in parts that
@@ -48,10 +48,14 @@ class EncodedModel(SparseModel):
         """The dictionary's, the encoder's for that dictionary, and the largest eigenvalue of Σxx'/n
         (``power``), in units of which the encoder learns."""
         params = super().init_params(x, rng)
-        power = largest_eigenvalue(x.T @ x / x.dtype.type(len(x)))
+        power = self.steepest(x)
         params["power"] = namespace(x).asarray(power if power > 0 else 1.0, dtype=x.dtype)
         lam = float(params["lam"])
         return params | self.chosen_encoder().init(params["D"], lam, x)
+
+    def steepest(self, x: Array) -> float:
+        """The largest eigenvalue of Σxx'/n, or a bound."""
+        return largest_eigenvalue(x.T @ x / x.dtype.type(len(x)))
 
     @property
     def moves_dictionary(self) -> bool:  # type: ignore[override]
@@ -87,7 +91,7 @@ class EncodedModel(SparseModel):
         """Σ_i w_i ∂/∂θ ½|h_i - f(x_i)|² in the encoder; 0 in the dictionary."""
         encoder = self.chosen_encoder()
         guess, cache = encoder.forward(params, x, self.positive)
-        guess = (guess - h) * weights.astype(x.dtype)[:, None]
+        guess = (guess - h) * as_column(weights, h)
         grads, _ = encoder.backward(params, cache, guess)
         grads.pop("D", None)
         if self.train_dictionary:

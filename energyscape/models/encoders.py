@@ -105,6 +105,37 @@ class AffineEncoder(Encoder):
     def shapes(self, n_features: int, m: int) -> dict[str, tuple[int, ...]]:
         return {name: (m,) for name in self.names} | {"W": (n_features, m)}
 
+    def units(self, D: Array) -> int:
+        """Codes of a dictionary."""
+        return D.shape[1]
+
+    def bound(self, D: Array, x: Array) -> float:
+        """L: no eigenvalue of D'D is larger."""
+        return Gram.of(D).bound
+
+    def scaled(self, D: Array, by: Array) -> Array:
+        """Each atom over its number."""
+        return D / by
+
+    def respond(self, W: Array, x: Array) -> Array:
+        """W'x, a new array."""
+        return x @ W
+
+    def respond_grad(self, W: Array, x: Array, du: Array) -> Array:
+        """The derivative of ⟨du, W'x⟩ in W."""
+        return x.T @ du
+
+    def respond_back(self, W: Array, du: Array) -> Array:
+        """The same in x."""
+        return du @ W.T
+
+    def spread(self, D: Array, x: Array) -> tuple[Array, Array]:
+        """D'x of the rows: its root mean square for each atom, and 0 biases."""
+        xp, c = namespace(x), self.respond(D, x)
+        spread = xp.sqrt((c * c).mean(axis=tuple(range(c.ndim - 1)), dtype=np.float64))
+        spread = xp.where(spread > 0, spread, 1).astype(x.dtype)
+        return spread, xp.zeros_like(spread)
+
     def code(self, params: Params, u: Array) -> Array:
         """f(u), a new array or ``u`` itself."""
         raise NotImplementedError
@@ -114,7 +145,7 @@ class AffineEncoder(Encoder):
         raise NotImplementedError
 
     def forward(self, params: Params, x: Array, positive: bool = False) -> tuple[Array, Any]:
-        u = x @ params["W"]
+        u = self.respond(params["W"], x)
         u += params["c"]
         h = self.code(params, u)
         if positive:
@@ -128,17 +159,13 @@ class AffineEncoder(Encoder):
         if h is not None:
             dh = dh * (h > 0)
         du, grads = self.slopes(params, u, dh)
-        grads |= {"W": x.T @ du, "c": du.sum(axis=0)}
-        return grads, du @ params["W"].T if need_dx else None
+        grads |= {"W": self.respond_grad(params["W"], x, du), "c": total(du)}
+        return grads, self.respond_back(params["W"], du) if need_dx else None
 
 
-def _spread(D: Array, x: Array) -> tuple[Array, Array]:
-    """D'x of the rows: its root mean square for each atom, and 0 biases."""
-    xp = namespace(x)
-    c = x @ D
-    spread = xp.sqrt((c * c).mean(axis=0, dtype=np.float64))
-    spread = xp.where(spread > 0, spread, 1).astype(x.dtype)
-    return spread, xp.zeros(D.shape[1], x.dtype)
+def total(v: Array) -> Array:
+    """The sum for each code, over rows or places of maps."""
+    return v.sum(axis=tuple(range(v.ndim - 1)))
 
 
 def _of_gain(params: Params) -> Params:
@@ -157,7 +184,7 @@ class LinearEncoder(AffineEncoder):
     """f = Wx + b, from W = D/L."""
 
     def init(self, D: Array, lam: float, x: Array) -> Params:
-        return {"W": D / D.dtype.type(Gram.of(D).bound), "c": _spread(D, x)[1]}
+        return {"W": D / D.dtype.type(self.bound(D, x)), "c": self.spread(D, x)[1]}
 
     def code(self, params: Params, u: Array) -> Array:
         return u
@@ -173,8 +200,8 @@ class TanhEncoder(AffineEncoder):
     names = ("W", "c", "g")
 
     def init(self, D: Array, lam: float, x: Array) -> Params:
-        spread, zero = _spread(D, x)
-        return {"W": D / spread, "c": zero, "g": spread}
+        spread, zero = self.spread(D, x)
+        return {"W": self.scaled(D, spread), "c": zero, "g": spread}
 
     def curvature(self, params: Params) -> Params:
         return _of_gain(params)
@@ -184,7 +211,7 @@ class TanhEncoder(AffineEncoder):
 
     def slopes(self, params: Params, u: Array, dh: Array) -> tuple[Array, Params]:
         t = namespace(u).tanh(u)
-        return dh * params["g"] * (1 - t * t), {"g": (dh * t).sum(axis=0)}
+        return dh * params["g"] * (1 - t * t), {"g": total(dh * t)}
 
 
 @register
@@ -194,8 +221,13 @@ class DoubleTanhEncoder(AffineEncoder):
     names = ("W", "c", "g", "t")
 
     def init(self, D: Array, lam: float, x: Array) -> Params:
-        spread, zero = _spread(D, x)
-        return {"W": D / spread, "c": zero, "g": spread, "t": namespace(x).ones_like(zero)}
+        spread, zero = self.spread(D, x)
+        return {
+            "W": self.scaled(D, spread),
+            "c": zero,
+            "g": spread,
+            "t": namespace(x).ones_like(zero),
+        }
 
     def curvature(self, params: Params) -> Params:
         found = _of_gain(params)
@@ -209,7 +241,7 @@ class DoubleTanhEncoder(AffineEncoder):
         xp, g, t = namespace(u), params["g"], params["t"]
         up, down = xp.tanh(u + t), xp.tanh(u - t)
         dup, ddown = dh * g * (1 - up * up), dh * g * (1 - down * down)
-        grads = {"g": (dh * (up + down)).sum(axis=0), "t": (dup - ddown).sum(axis=0)}
+        grads = {"g": total(dh * (up + down)), "t": total(dup - ddown)}
         return dup + ddown, grads
 
 
@@ -220,8 +252,8 @@ class ShrinkEncoder(AffineEncoder):
     names = ("W", "c", "theta")
 
     def init(self, D: Array, lam: float, x: Array) -> Params:
-        xp, bound = namespace(x), Gram.of(D).bound
-        theta = xp.full(D.shape[1], lam / bound, x.dtype)
+        xp, bound = namespace(x), self.bound(D, x)
+        theta = xp.full(self.units(D), lam / bound, x.dtype)
         return {"W": D / D.dtype.type(bound), "c": xp.zeros_like(theta), "theta": theta}
 
     def feasible(self, params: Params) -> Params:
@@ -233,7 +265,7 @@ class ShrinkEncoder(AffineEncoder):
     def slopes(self, params: Params, u: Array, dh: Array) -> tuple[Array, Params]:
         xp = namespace(u)
         du = dh * (xp.abs(u) > params["theta"])
-        return du, {"theta": -(xp.sign(u) * du).sum(axis=0)}
+        return du, {"theta": -total(xp.sign(u) * du)}
 
 
 @register
@@ -246,9 +278,9 @@ class SmoothShrinkEncoder(AffineEncoder):
     names = ("W", "c", "theta", "r")
 
     def init(self, D: Array, lam: float, x: Array) -> Params:
-        xp, bound = namespace(x), Gram.of(D).bound
-        theta = xp.full(D.shape[1], lam / bound, x.dtype)
-        r = xp.full(D.shape[1], np.log(5 * bound / lam), x.dtype)
+        xp, bound = namespace(x), self.bound(D, x)
+        theta = xp.full(self.units(D), lam / bound, x.dtype)
+        r = xp.full(self.units(D), np.log(5 * bound / lam), x.dtype)
         W = D / D.dtype.type(bound)
         return {"W": W, "c": xp.zeros_like(theta), "theta": theta, "r": r}
 
@@ -270,8 +302,8 @@ class SmoothShrinkEncoder(AffineEncoder):
         # Shares of E = exp(βθ) + exp(β|u|) - 1 that belong to the input and to the threshold.
         own, edge = xp.exp(beta * size - log), xp.exp(beta * theta - log)
         signed = dh * xp.sign(u)
-        by_theta = (signed * (edge - 1)).sum(axis=0)
-        by_beta = (signed * ((theta * edge + size * own) / beta - log / beta**2)).sum(axis=0)
+        by_theta = total(signed * (edge - 1))
+        by_beta = total(signed * ((theta * edge + size * own) / beta - log / beta**2))
         return dh * own, {"theta": by_theta, "r": by_beta * beta}
 
     @staticmethod

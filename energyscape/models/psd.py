@@ -23,7 +23,7 @@ from energyscape.backend import Array
 from energyscape.models.encoded import EncodedModel
 from energyscape.registry import register
 from energyscape.samplers import HMC
-from energyscape.verbs import Params
+from energyscape.verbs import Params, as_column
 
 
 @register
@@ -129,8 +129,7 @@ class PSD(EncodedModel):
     def check_settings(self) -> None:
         super().check_settings()
         if not 0 <= self.alpha < math.inf:
-            name = type(self).__name__
-            raise ValueError(f"{name}.alpha must be >= 0, got {self.alpha!r}")
+            raise ValueError(f"{type(self).__name__}.alpha must be >= 0, got {self.alpha!r}")
 
     # ------------------------------------------------------------ verbs
 
@@ -145,7 +144,7 @@ class PSD(EncodedModel):
     def joint_energy(self, params: Params, x: Array, h: Array) -> Array:
         """E(x, h), shape (n,), float64."""
         away = h - self.guess(params, x)
-        far = (away * away).sum(axis=1, dtype=np.float64)
+        far = (away * away).reshape(len(away), -1).sum(axis=1, dtype=np.float64)
         return super().joint_energy(params, x, h) + 0.5 * self.alpha * far
 
     def joint_grad(self, params: Params, x: Array, h: Array, weights: Array) -> Params:
@@ -153,7 +152,7 @@ class PSD(EncodedModel):
         encoder = self.chosen_encoder()
         guess, cache = encoder.forward(params, x, self.positive)
         away = guess - h
-        away *= weights.astype(x.dtype)[:, None] * x.dtype.type(self.alpha)
+        away *= as_column(weights, x) * x.dtype.type(self.alpha)
         grads, _ = encoder.backward(params, cache, away)
         return self.both(super().joint_grad(params, x, h, weights), grads)
 

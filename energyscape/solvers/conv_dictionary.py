@@ -261,15 +261,31 @@ class ConvDictionary:
         return residual if self.weights is None else residual * self.weights
 
     def relative_gap(
-        self, x: Array, z: Array, residual: Array, lam: float, positive: bool = False
+        self,
+        x: Array,
+        z: Array,
+        residual: Array,
+        lam: float,
+        positive: bool = False,
+        alpha: float = 0.0,
+        prediction: Array | None = None,
     ) -> Array:
-        """Duality gap over ½ Σ m x², of images with the residual x - D z: shape (n,), float64.
+        """Duality gap over ½ Σ m x² + (α/2)|f|², of images with the residual x - D z: shape (n,),
+        float64.
 
-        The weights are √m in front of D and x, so that `duality_gap` needs D'(m ⊙ r) and Σ m r².
+        The weights are √m in front of D and x, so that `duality_gap` needs D'(m ⊙ r) and Σ m r²; a
+        prediction f is further rows √α of the identity, and further pixels √α f.
         """
         weighted = self.weighted(residual)
-        gap = duality_gap(z, self.analyze(weighted), _dot(weighted, residual), lam, positive)
+        q, squares = self.analyze(weighted), _dot(weighted, residual)
         energy = 0.5 * _dot(self.weighted(x), x)
+        if alpha:
+            away = z - prediction
+            squares += alpha * _dot(away, away)
+            energy += 0.5 * alpha * _dot(prediction, prediction)
+            away *= alpha
+            q -= away
+        gap = duality_gap(z, q, squares, lam, positive)
         # Of an image that is 0, codes of 0 leave no gap.
         return gap / namespace(x).maximum(energy, np.finfo(np.float64).tiny)
 
@@ -389,6 +405,9 @@ class Batch:
     x : array, shape (n, h, w, c)
     lam, tol : float
     positive : bool
+    alpha : float, default 0
+    prediction : array, shape (n, h', w', k), optional
+        What codes are pulled to.
 
     Attributes
     ----------
@@ -399,12 +418,20 @@ class Batch:
     """
 
     def __init__(
-        self, dictionary: ConvDictionary, x: Array, lam: float, tol: float, positive: bool
+        self,
+        dictionary: ConvDictionary,
+        x: Array,
+        lam: float,
+        tol: float,
+        positive: bool,
+        alpha: float = 0.0,
+        prediction: Array | None = None,
     ) -> None:
         if not (lam > 0 and math.isfinite(lam)):
             raise ValueError(f"lam must be a number > 0, got {lam}")
         self.x, self.lam = dictionary.images(x), float(lam)
         self._dictionary, self._tol, self._positive = dictionary, tol, positive
+        self.alpha, self.prediction = float(alpha), prediction
         xp, n = namespace(self.x), len(x)
         self._z = xp.empty((n, *dictionary.maps_shape), dictionary.dtype)
         self._gap, self._rows = np.empty(n), np.arange(n)
@@ -413,7 +440,8 @@ class Batch:
         """Take note of the codes of images whose gap is small enough, of all if it is the ``last``
         time. Returns the places among ``z`` of those that stay, None if all do."""
         relative_gap = self._dictionary.relative_gap
-        gap = to_host(relative_gap(self.x, z, residual, self.lam, self._positive))
+        pull = self.alpha, self.prediction
+        gap = to_host(relative_gap(self.x, z, residual, self.lam, self._positive, *pull))
         self._gap[self._rows] = gap
         done = (gap <= self._tol) | last
         if not done.any():
@@ -422,6 +450,7 @@ class Batch:
         keep, gone = xp.asarray(np.flatnonzero(~done)), xp.asarray(np.flatnonzero(done))
         self._z[xp.asarray(self._rows[done])] = z[gone]
         self.x, self._rows = self.x[keep], self._rows[~done]
+        self.prediction = None if self.prediction is None else self.prediction[keep]
         return keep
 
     def codes(self, n_iter: int) -> ConvCodes:

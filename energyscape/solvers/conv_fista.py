@@ -3,6 +3,8 @@
     y = z_i + (t_{i-1} - 1)/t_i (z_i - z_{i-1})
     z_{i+1} = shrink(y + D'(m ⊙ (x - D y))/L, λ/L)          t_{i+1} = (1 + √(1 + 4 t_i²))/2
 
+A pull to predictions, (α/2)|z - f|², adds α(f - y) to the slope and α to L.
+
 Momentum that points uphill, (y - z_{i+1})·(z_{i+1} - z_i) > 0, is dropped, t = 1, which makes
 convergence linear near the solution. D y needs no product of its own: D z of the last two codes is
 there.
@@ -36,10 +38,12 @@ def conv_fista(
     *,
     start: Array | None = None,
     positive: bool = False,
+    alpha: float = 0.0,
+    prediction: Array | None = None,
     tol: float = 1e-4,
     max_iter: int = 1000,
 ) -> ConvCodes:
-    """Codes of least ½ Σ m ⊙ (x - D z)² + λ|z|₁, at any boundary.
+    """Codes of least ½ Σ m ⊙ (x - D z)² + λ|z|₁ + (α/2)|z - f|², at any boundary.
 
     Parameters
     ----------
@@ -51,9 +55,13 @@ def conv_fista(
         Codes to begin with, >= 0 if ``positive``; zeros if left out.
     positive : bool, default False
         Whether codes are kept >= 0.
+    alpha : float, default 0
+        α >= 0: how far codes are pulled to predictions.
+    prediction : array, shape (n, h', w', k), optional
+        f, with α > 0.
     tol : float, default 1e-4
-        An image is done when its duality gap is at most ``tol`` · ½ Σ m x². Float32 reaches 1e-5
-        or so.
+        An image is done when its duality gap is at most ``tol`` · (½ Σ m x² + (α/2)|f|²). Float32
+        reaches 1e-5 or so.
     max_iter : int, default 1000
 
     Returns
@@ -67,8 +75,8 @@ def conv_fista(
     ValueError
         For images or codes of other shapes, infinite images and λ <= 0.
     """
-    batch = Batch(dictionary, x, lam, tol, positive)
-    xp, step = namespace(batch.x), 1.0 / dictionary.lipschitz()
+    batch = Batch(dictionary, x, lam, tol, positive, alpha, prediction)
+    xp, step = namespace(batch.x), 1.0 / (dictionary.lipschitz() + batch.alpha)
     z = dictionary.start(len(x), start, positive)
     image = dictionary.synthesize(z)
     state = z, z.copy(), image, image, xp.ones(len(x))
@@ -79,20 +87,19 @@ def conv_fista(
                 break
             if keep is not None:
                 state = tuple(a[keep] for a in state)
-        state = _advance(dictionary, batch.x, state, step, batch.lam, positive)
+        state = _advance(dictionary, batch, state, step, positive)
     return batch.codes(i)
 
 
 def _advance(
     dictionary: ConvDictionary,
-    x: Array,
+    batch: Batch,
     state: tuple[Array, ...],
     step: float,
-    lam: float,
     positive: bool,
 ) -> tuple[Array, ...]:
     """From (z_i, z_{i-1}, D z_i, D z_{i-1}, t_{i-1}) to the next."""
-    z, old, image, old_image, t = state
+    (z, old, image, old_image, t), x, lam = state, batch.x, batch.lam
     xp, n = namespace(z), len(z)
     t_next = (1 + xp.sqrt(1 + 4 * t * t)) / 2
     momentum = ((t - 1) / t_next).astype(z.dtype)[:, None, None, None]
@@ -107,6 +114,10 @@ def _advance(
         y *= momentum[images]
         y += now
         q *= step
+        if batch.alpha:
+            ahead = batch.prediction[images, rows] - y  # type: ignore[index]
+            ahead *= batch.alpha * step
+            q += ahead
         q += y
         soft_threshold(q, lam * step, positive, out=before)  # z_{i+1} takes the place of z_{i-1}
         y -= before

@@ -40,5 +40,5 @@ validation_fraction, callbacks
     def measure(self, model: Any, params: Params, x: Array, y: Array) -> dict[str, Any]:
         """The history's ``prediction``: squared error of a code, beside the energy."""
         away = model.best_codes(params, x).h - model.guess(params, x)
-        error = (away * away).sum(axis=1).mean()
+        error = (away * away).reshape(len(away), -1).sum(axis=1).mean()
         return super().measure(model, params, x, y) | {"prediction": error}
