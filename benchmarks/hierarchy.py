@@ -10,7 +10,8 @@ images, of which at most 390 a class get labels, tested on 1,000. Each repeat dr
 labelled images anew; ± is a 95 % interval, of the mean over five repeats by Student's t, or
 binomial where only one was run (the most labels). Differences are paired by repeats. C of the
 logistic regression is chosen among the labelled images by cross-validation, and sets the weight
-decay of the softmax of the fine-tuning, too, whose epochs and rate are the same everywhere. Budget: 60 minutes at one thread.
+decay of the softmax of the fine-tuning, too, whose rate is the same everywhere. Budget: 60 minutes
+at one thread.
 """
 
 from __future__ import annotations
@@ -283,7 +284,8 @@ def main() -> None:
         "One stage: 32 filters (5×5, 7×7×3 on CIFAR-10), |·|, local contrast, mean pooling to 4×4 "
         "(5×5); two: pooling by 2, four groups of 16 filters of 5×5 on 16 of the maps each, |·|, "
         f"local contrast, pooling to 4×4 (3×3). {PATCHES:,} patches, {EPOCHS} epochs of PSD, λ "
-        f"= 0.2 λ_max. Fine-tuning: Adam at {RATE} falling to 0, batches of {BATCH}, {PASSES} epochs by labels a class.",
+        f"= 0.2 λ_max. Fine-tuning: Adam at {RATE} falling to 0, batches of {BATCH}, epochs by "
+        f"labels a class: {', '.join(f'{k}: {v}' for k, v in PASSES.items())}.",
         told(record, data),
         f"{clock() / 60:.0f} minutes in all.",
     ]

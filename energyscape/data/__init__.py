@@ -6,7 +6,7 @@ from energyscape.data.clips import ClipExtractor
 from energyscape.data.contrast import ContrastNormalize, LocalContrastNormalize
 from energyscape.data.digits import data_home, load_digits, load_mnist
 from energyscape.data.encoders import Hard, SoftThreshold, Triangle
-from energyscape.data.filter_bank import FilterBank, RandomFilters
+from energyscape.data.filter_bank import FilterBank
 from energyscape.data.images import (
     load_cifar10,
     load_images,
@@ -17,6 +17,7 @@ from energyscape.data.images import (
 from energyscape.data.jitter import Jitter
 from energyscape.data.patch_features import PatchFeatures
 from energyscape.data.patches import PatchExtractor
+from energyscape.data.random_filters import RandomFilters
 from energyscape.data.spectral import FrequencyWhitening
 from energyscape.data.stages import Flatten, Pool, Rectify, Standardize
 from energyscape.data.whitening import ZCA, PCAWhitening

@@ -77,7 +77,7 @@ class FineTunedPipeline(LabelledModel):
         Its ``dropout`` is that of the features which the softmax sees, its weight decay touches the
         softmax's weights alone. Steps are in units of the
         root mean square that each array begins with (of the responses, for biases), so that filters
-        of any scale move alike. Default: ``Backpropagation(optimizer=Adam(0.01))``.
+        of any scale move alike. Default: ``Backpropagation(optimizer=Adam(0.003))``.
     random_state : int, RandomState, Generator or None
     device : {"auto", "cpu", "cuda", "cuda:i"}, default "auto"
     verbose : int, default 0
@@ -128,7 +128,7 @@ class FineTunedPipeline(LabelledModel):
 
     def default_trainer(self) -> Any:
         """What None stands for."""
-        return Backpropagation(optimizer=Adam(0.01))
+        return Backpropagation(optimizer=Adam(0.003))
 
     # ------------------------------------------------------------ fitting
 
