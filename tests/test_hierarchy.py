@@ -407,6 +407,16 @@ def test_containers_and_dtypes_are_kept(name: str, cupy: Any) -> None:
     assert clone(grey).fit_transform((99 * MAPS).astype(np.int8)).dtype == np.float32
 
 
+@pytest.mark.parametrize("name", ["bank of groups", "contrast", "max", "standardize"])
+def test_stored_images_are_read_by_blocks(name: str, tmp_path: Path) -> None:
+    stored = np.lib.format.open_memmap(
+        tmp_path / "x.npy", mode="w+", dtype=np.float64, shape=MAPS.shape
+    )
+    stored[:] = MAPS
+    stage = clone(STAGES[name]).fit(stored)
+    np.testing.assert_allclose(stage.transform(stored), fitted(name).transform(MAPS), atol=1e-14)
+
+
 def test_banks_are_fitted_on_the_device(cupy: Any) -> None:
     x = cupy.asarray(MAPS)
     for model in (psd(), RandomFilters(4, TanhEncoder(), 0)):

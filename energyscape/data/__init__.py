@@ -17,9 +17,10 @@ from energyscape.data.images import (
 from energyscape.data.jitter import Jitter
 from energyscape.data.patch_features import PatchFeatures
 from energyscape.data.patches import PatchExtractor
+from energyscape.data.pooling import Pool
 from energyscape.data.random_filters import RandomFilters
 from energyscape.data.spectral import FrequencyWhitening
-from energyscape.data.stages import Flatten, Pool, Rectify, Standardize
+from energyscape.data.stages import Flatten, Rectify, Standardize
 from energyscape.data.whitening import ZCA, PCAWhitening
 
 __all__ = [
