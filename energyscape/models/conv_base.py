@@ -234,14 +234,14 @@ class ConvSparseModel(ImageFace, SparseModel):
         """Σ_i w_i ∂E(x_i, z_i)/∂θ at fixed codes."""
         if not self.moves_dictionary:
             return {}
-        rest = self.unexplained(params, x, h) * -as_column(weights, x)
+        rest = self.residual(params, x, h) * -as_column(weights, x)
         return {"D": slopes(self.dictionary_at(params, x.shape[1:3]), rest, h)}
 
     def joint_input_grad(self, params: Params, x: Array, h: Array) -> Array:
         """∂E/∂x = m ⊙ (x - D z) at fixed codes, the shape of x."""
-        return self.unexplained(params, x, h)
+        return self.residual(params, x, h)
 
-    def unexplained(self, params: Params, x: Array, h: Array) -> Array:
+    def residual(self, params: Params, x: Array, h: Array) -> Array:
         """m ⊙ (x - D z), the shape of x."""
         return self.dictionary_at(params, x.shape[1:3]).weighted(x - self.decode(params, h))
 

@@ -174,7 +174,7 @@ optional
         wide, codes = np.float64, self.infer(params, x)
         A = correlations(codes.h, self._size, self.boundary == "circular")
         A = A.astype(wide)
-        rest = self.unexplained(params, x, codes.h)
+        rest = self.residual(params, x, codes.h)
         pull = slopes(self.dictionary_at(params, x.shape[1:3]), rest, codes.h).astype(wide)
         return {
             "energy": self.joint_energy(params, x, codes.h).sum(),
