@@ -17,9 +17,9 @@ share that lies on one branch, beside what units as often on would give by chanc
 relabelled trees give; and the share of squared codes off the best branch of each row.
 
 Shifts: windows of the filtered images and the same windows 1 to 4 pixels to the right and down.
-Features of each window are divided by their length, because any sum over many units tells the
-contrast, which moves little. Squared change of the features, summed over them, over twice their
-variance: 1 is what unrelated windows give. Budget: 60 minutes.
+Features are sizes |h| of units, or pools of them, divided for each window by their length, because
+any sum over many units tells the contrast, which moves little. Squared change of the features,
+summed over them, over twice their variance: 1 is what unrelated windows give. Budget: 60 minutes.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ KEPT = 100  # whitened components
 ETAS, DEPTH, SHOWN = (0.003, 0.01, 0.03, 0.1, 0.3), 5, 0.03
 SHIFTS, WINDOWS, SHUFFLES = 4, 5000, 20
 ROUGHLY = {"tol": 1e-2, "random_state": SEED}
-PSD_UNITS = "PSD, |h|"
-INVARIANT_UNITS = "invariant PSD, |h|"
+PSD_UNITS = "PSD, units"
+INVARIANT_UNITS = "invariant PSD, units"
 POOLS, SHUFFLED = "invariant PSD, pools", "its units in shuffled pools"
 LEAST = "least of the shuffled"
 
