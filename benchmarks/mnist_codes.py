@@ -29,7 +29,7 @@ ATOMS, DIGITS, DIGIT_SPARSITY = 144, 20_000, 0.1
 # Codes of patches.
 SIDE, STRIDE, CODES, STEPS = 16, 3, 256, 10
 PATCHES, PATCH_SPARSITY, EPOCHS = 100_000, 0.1, 4
-GRID, CHOOSING = (0.001, 0.003, 0.01, 0.03), (20_000, 10_000)
+GRID, CHOOSING = (0.003, 0.01, 0.03, 0.1), (20_000, 10_000)
 PUBLISHED = {"LCoD": 1.42, "converged": 1.33}
 WITHIN = 0.3  # points from what is published
 # Labels.
