@@ -133,6 +133,14 @@ def test_a_bank_learns_from_patches_that_vary(caplog: Any) -> None:
     assert least.n_flat_ > clone(stage).fit(MAPS).n_flat_ == 0
 
 
+def test_a_bank_takes_a_fitted_model_as_it_is() -> None:
+    model = psd().fit(PatchExtractor(3).fit_transform(MAPS))
+    stage = FilterBank(FrozenEstimator(model), 3, **SMALL).fit(MAPS)
+    assert stage.models_[0] is model
+    found = stage.transform(MAPS)[:, 1, 2]
+    np.testing.assert_allclose(found, model.transform(MAPS[:, 1:4, 2:5].reshape(5, -1)))
+
+
 def test_pools_are_their_windows() -> None:
     functions = {
         "mean": np.mean,

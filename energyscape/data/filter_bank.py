@@ -53,7 +53,8 @@ class FilterBank(Stage):
     Parameters
     ----------
     model : model with an encoder, optional
-        `PSD`, `LISTA` or `RandomFilters`, of which a clone is fitted to patches as rows. Default:
+        `PSD`, `LISTA` or `RandomFilters`, of which a clone is fitted to patches as rows. A `PSD` or
+        `LISTA` that is fitted already comes in ``sklearn.frozen.FrozenEstimator(model)``. Default:
         ``PSD(32)``.
     size : int or (int, int), default 7
         Of a patch.
