@@ -263,7 +263,7 @@ class Monitor:
 
     def _rows(self, rows: Rows, purpose: Purpose, state: TrainState) -> tuple[Array, Array]:
         """Rows with their labels, as the trainer would see them."""
-        n, plan = self.trainer.monitor_rows, self.plan
+        n, plan = min(self.trainer.monitor_rows, self.model.monitored_rows), self.plan
         labels = rows.labels(rows.pick(n, stream(plan.seed, purpose)))
         x = first_rows(
             self.trainer, rows, n, plan, purpose, state, self.trainer.monitor_transformed

@@ -292,7 +292,7 @@ OTHERS = [
         "ConvSparseCoding",
         lambda **k: ConvSparseCoding(2, filter_size=(3, 2), sparsity=0.7, **k),
         _images(40, 4, 3) - 5,
-        (*_CHAINS, EM, EnergyLoss),
+        (EnergyLoss, EM, *_CHAINS),
         exact=_CONV,
     ),
     Case(
@@ -301,21 +301,21 @@ OTHERS = [
             2, filter_size=2, boundary="circular", positive=True, penalty=L1(2.0), **k
         ),
         _images(40, 3, 3) - 5,
-        (*_CHAINS, EM, EnergyLoss),
+        (EnergyLoss, EM, *_CHAINS),
         exact=_CONV,
     ),
     Case(
         "ConvSparseCoding valid",
         lambda **k: ConvSparseCoding(2, filter_size=2, boundary="valid", sparsity=0.8, **k),
         _images(40, 3, 2) - 5,
-        (*_CHAINS, EM, EnergyLoss),
+        (EnergyLoss, EM, *_CHAINS),
         exact=_CONV,
     ),
     Case(
         "ConvPSD",
         lambda **k: ConvPSD(2, filter_size=(3, 2), **k),
         _images(40, 4, 3) - 5,
-        _GUESSED,
+        _GUESSED[::-1],
         exact=_CONV,
     ),
     Case(
@@ -324,7 +324,7 @@ OTHERS = [
             2, filter_size=2, boundary="valid", encoder=ConvTanhEncoder(), exact=True, **k
         ),
         _images(40, 3, 2) - 5,
-        _GUESSED,
+        _GUESSED[::-1],
         exact=_CONV,
     ),
     Case(
@@ -339,7 +339,7 @@ OTHERS = [
             **k,
         ),
         _images(40, 3, 3) - 5,
-        _GUESSED,
+        _GUESSED[::-1],
         exact=_CONV,
     ),
     Case(

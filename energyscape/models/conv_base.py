@@ -54,7 +54,8 @@ class ConvSparseModel(ImageFace, SparseModel):
     """Base of them: subclasses write `infer`, and what they add to the energy."""
 
     algorithms = ("auto", *_SOLVERS)
-    decoded_rows = 10
+    # Each takes maps.
+    monitored_rows, decoded_rows = 50, 10
 
     filter_size: Any
     boundary: str

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from energyscape.verbs import Params
 
 
 class ParametersMixin:
     """Verbs about steps and constraints, for models that have nothing to say on them."""
+
+    # Rows that the history's values are taken at, up to the trainer's monitor_rows.
+    monitored_rows: ClassVar[int] = 1_000_000
 
     def precondition(self, params: Params, grads: Params) -> None:
         """Gradients to step directions in `coordinates`, in place; nothing to do by default."""
