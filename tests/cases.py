@@ -258,7 +258,7 @@ OTHERS = [
         "WhatWhere both",
         lambda **k: WhatWhere(
             4,
-            pools=[[1, 1, 0.5, 0], [0, 0.5, 1, 1]],
+            pools=[[1, 0.5, 0, 0], [0, 0, 1, 2]],
             encoder=TanhEncoder(),
             features="both",
             exact=True,

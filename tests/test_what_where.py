@@ -172,7 +172,7 @@ def pure_pools(model, D):
 
 def learned(X):
     trainer = EnergyLoss(n_epochs=20, batch_size=50)
-    settings = {"pools": G, "sparsity": 0.5, "tol": 1e-2, "random_state": 0}
+    settings = {"pools": G, "sparsity": 0.3, "tol": 1e-2, "random_state": 0}
     return WhatWhere(N, trainer=trainer, **settings).fit(X)
 
 
@@ -184,10 +184,10 @@ def moving():
 
 
 def test_pools_of_what_moves_are_learned(moving):
-    """Two pools in six may be mixed, and two atoms missed. Of 24 atoms thrown into pools of 4 one
+    """Two pools in six may be mixed, and four atoms missed. Of 24 atoms thrown into pools of 4 one
     pool is pure with a chance of 3·2·1/(23·22·21): four of six are below 1e-10."""
     model, _, D = moving
-    assert (np.sort((model.components_ @ D).max(axis=0))[2:] > 0.95).all()
+    assert (np.sort((model.components_ @ D).max(axis=0))[4:] > 0.95).all()
     assert pure_pools(model, D) >= 4
 
 
@@ -209,6 +209,7 @@ def test_codes_of_the_encoder_are_near_those_of_inference(moving):
 def test_pools_that_are_given_stay_if_asked_to():
     X = planted(rows=100)[1]
     P = np.random.default_rng(3).permutation(pooling(G, N).T).T
+    P.flags.writeable = False
     model = WhatWhere(N, pools=P, sparsity=0.5, learn_pools=False, trainer=EnergyLoss(3, 10))
     np.testing.assert_array_equal(model.fit(X).pools_, P)
     learned = model.set_params(learn_pools=True).fit(X).pools_

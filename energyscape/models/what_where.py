@@ -93,9 +93,9 @@ class WhatWhere(PSD):
         of clips as long as in ``fit``, which ``inverse_transform`` takes back.
     exact : bool, default False
         Whether ``transform`` gives inferred codes; by default it gives the encoder's.
-    sparsity : float, optional
+    sparsity : float, default 0.5
         At which share of the median over frames of max_j |d_j'x| one code that pays alone comes on,
-        for an atom orthogonal to others, at the first dictionary: s = 3 (λ/2)^⅔. Default: 0.2.
+        for an atom orthogonal to others, at the first dictionary: s = 3 (λ/2)^⅔.
     dictionary, max_iter, replace
         As for `SparseCoding`.
     tol : float, default 1e-4
@@ -160,7 +160,7 @@ class WhatWhere(PSD):
         alpha: float = 1.0,
         features: str = "what",
         exact: bool = False,
-        sparsity: float | None = None,
+        sparsity: float = 0.5,
         dictionary: Any = None,
         tol: float = 1e-4,
         max_iter: int = 1000,
@@ -207,7 +207,7 @@ class WhatWhere(PSD):
         params = super().init_params(_frames(x), rng)
         params |= {
             "lam": 2 * (params["lam"] / 3) ** 1.5,
-            "P": xp.asarray(pooling(self.pools, m), dtype=x.dtype),
+            "P": xp.array(pooling(self.pools, m), dtype=x.dtype),  # a copy, which swaps write to
             "frames": xp.asarray(x.shape[1]),
         }
         some = x[:_SOME]
