@@ -137,7 +137,10 @@ def lines_of(name: str, found: dict[str, Any]) -> list[list[str]]:
     lines = []
     for kind, of in found.items():
         ratio = of["what"][0] / of["where"][0]
-        changes = [said(of[key]) for key in ("what, unrelated", "where, unrelated")]
+        changes = []
+        for key in ("what", "where"):
+            least = of[f"{key}, unrelated"]
+            changes.append(f"{said(least)} ({100 * of[key][0] / least[0]:.0f} %)")
         on = [f"{of['what on']:.1f}", f"{of['where on']:.1f}"]
         own = [said(of["what"]), said(of["where"]), f"**{ratio:.2f}**"]
         lines.append([name, kind, *own, *changes, *on])
@@ -178,7 +181,8 @@ def main() -> None:
             f"pixels a frame ({len(X):,} to learn from, {len(Y):,} to look at); {ATOMS} atoms, "
             f"sparsity {SPARSITY}, {EPOCHS} epochs. Codes are those of single frames; changes are "
             "between the first and the second frame of a clip, then between those of unrelated "
-            "clips. The control learned from clips of unrelated frames.",
+            "clips, of which the former are the share in brackets: codes that are always on change "
+            "little whatever is seen. The control learned from clips of unrelated frames.",
             table([*header, "what on", "where on"], lines),
             "How alike atoms are, the largest correlation over shifts: " + "; ".join(alike) + ".",
             f"Target: what changes at most {TARGET:g} times as much as where. {'; '.join(met)}.",
