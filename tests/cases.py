@@ -265,7 +265,7 @@ OTHERS = [
             tol=1e-12,
             **k,
         ),
-        _reals(40, 4).reshape(20, 2, 4),
+        _reals(40, 3).reshape(20, 2, 3),
         (EnergyLoss, Prediction),
     ),
     Case("LISTA", lambda **k: LISTA(7, tol=1e-12, **k), _reals(60, 6), _GUESSED),

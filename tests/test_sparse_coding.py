@@ -84,6 +84,10 @@ def test_wasted_atoms_are_dead_ones_and_doubles():
     assert wasted(D, usage).tolist() == [5]
     D[:, 14] *= -1
     assert wasted(D, usage).tolist() == [5]
+    # Codes that are not negative need an atom and its negative.
+    both, used = np.concatenate([D[:, :9], -D[:, :9]], axis=1), np.arange(1.0, 19)
+    assert wasted(both, used).tolist() == [0] and wasted(both, used, True).tolist() == []
+    assert wasted(D[:, [0, 1, 2, 0]], used[:4], True).tolist() == [0]
 
 
 def test_the_worst_rows_are_those_that_are_explained_least_and_differ():

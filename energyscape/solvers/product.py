@@ -182,7 +182,7 @@ class _Steps:
         b *= b.dtype.type(self.step)
         state = _State(b, b, b, xp.full(n, np.inf), xp.zeros(n, np.int64))
         if h is not None:
-            state.z, state.c = simple_codes(h, self.P), h[:, : len(self.P)]
+            state.z, state.c = simple_codes(h, self.P), h[:, : len(self.P)].copy()
             return state
         state.z = xp.zeros_like(b) if f is None else f
         state.c = equal_what(state.z, self.P, self.lam)
