@@ -104,7 +104,7 @@ def by_pool(model: Any) -> Any:
 
 def moving_where(model: Any, X: Any) -> Any:
     """Rows of images: a frame, what the model makes of it, and then the same what with the where of
-    its largest pool moved from one atom of that pool to the next. Frames are those of different
+    its largest pool on one atom of that pool after the other. Frames are those of different
     largest pools in which that pool has most of all there is."""
     import numpy as np
 
@@ -115,9 +115,10 @@ def moving_where(model: Any, X: Any) -> Any:
     first = np.unique(largest[order], return_index=True)[1]
     images = []
     for i in order[np.sort(first)[:SHOWN]]:
-        atoms = np.flatnonzero(model.pools_[largest[i]])[:STEPS]
-        moved = np.repeat(where[i], len(atoms), axis=0)
-        moved[:, atoms] = where[i, 0, atoms].sum() * np.eye(len(atoms))
+        atoms = np.flatnonzero(model.pools_[largest[i]])
+        atoms = atoms[np.argsort(-model.params_["usage"][atoms])]  # those used most first
+        moved = np.repeat(where[i], min(STEPS, len(atoms)), axis=0)
+        moved[:, atoms] = where[i, 0, atoms].sum() * np.eye(len(moved), len(atoms))
         made = model.generate(what[i][None], moved[None])[0]
         images += [X[i, 0], model.reconstruct(frames[[i]])[0, 0], *made]
     return np.stack(images).reshape(-1, SIDE, SIDE)
