@@ -324,6 +324,11 @@ def test_chains_are_refused(fitted):
         ({"pools": [[1, 1, 1, 1], [0] * 4]}, (9, 2, 4), "no pool may be empty"),
         ({"pools": [[-1, 1, 1, 1]]}, (9, 2, 4), "pools must be finite and >= 0"),
         ({"features": "where"}, (9, 2, 4), "features must be 'what' or 'both', got 'where'"),
+        (
+            {"trainer": EnergyLoss(averaging=0.5)},
+            (9, 2, 4),
+            "set averaging=None, or learn_pools=False",
+        ),
         ({"encoder": 3}, (9, 2, 4), "WhatWhere.encoder must be an encoder such as"),
         ({"max_iter": 0}, (9, 2, 4), "WhatWhere.max_iter must be an integer >= 1"),
     ],

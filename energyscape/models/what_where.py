@@ -198,6 +198,11 @@ class WhatWhere(PSD):
             raise ValueError(f"WhatWhere.features must be 'what' or 'both', got {self.features!r}")
         if self.n_components is not None:
             pooling(self.pools, self.n_components)
+        if self.learn_pools and getattr(self.trainer, "averaging", None) is not None:
+            raise ValueError(
+                "WhatWhere.learn_pools lets atoms change pools, which a trainer's averaging would "
+                "mix: set averaging=None, or learn_pools=False"
+            )
 
     # ------------------------------------------------------------ parameters
 
