@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from energyscape.backend import Array, Purpose, is_gpu_array, namespace, stream, to_host
+from energyscape.backend import Array, Purpose, is_gpu_array, namespace, stream
 from energyscape.convolution import pair
 from energyscape.models.conv_filters import (
     first_filters,
@@ -25,6 +25,7 @@ from energyscape.models.conv_filters import (
     wasted_filters,
     worst_windows,
 )
+from energyscape.models.dictionary import given_atoms
 from energyscape.models.image_face import ImageFace
 from energyscape.models.inputs import as_images
 from energyscape.models.sparse_base import SparseModel, squared_codes
@@ -147,25 +148,11 @@ class ConvSparseModel(ImageFace, SparseModel):
 
     def _given(self, x: Array) -> Array:
         """The user's filters, of norm 1."""
-        name, shape = type(self).__name__, self._shape(x.shape[3])
-        given = self.dictionary
-        given = np.asarray(to_host(given) if is_gpu_array(given) else given, np.float64)
-        if given.shape not in (shape, shape[:3] if shape[3] == 1 else shape):
-            raise ValueError(
-                f"{name}.dictionary must have shape {shape} (n_components, height, width, "
-                f"channels), got {given.shape}"
-            )
-        given = given.reshape(shape)
-        if not np.isfinite(given).all():
-            raise ValueError(f"{name}.dictionary contains NaN or infinity")
-        zero = np.flatnonzero((given**2).sum(axis=(1, 2, 3)) == 0)
-        if len(zero):
-            few = ", ".join(map(str, zero[:5]))
-            raise ValueError(
-                f"{name}.dictionary has {len(zero)} filter(s) of zeros (first: {few}), which "
-                "cannot be normalised; leave them out"
-            )
-        return unit_filters(namespace(x).asarray(given, dtype=x.dtype))
+        shape, name = self._shape(x.shape[3]), f"{type(self).__name__}.dictionary"
+        grey = shape[3] == 1 and np.ndim(self.dictionary) == 3
+        axes = "n_components, height, width" + ("" if grey else ", channels")
+        given = given_atoms(self.dictionary, shape[:3] if grey else shape, axes, name)
+        return unit_filters(namespace(x).asarray(given.reshape(shape), dtype=x.dtype))
 
     def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
         h, w = self.image_shape_[:2]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from energyscape.backend import Array, namespace
+from energyscape.backend import Array, is_gpu_array, namespace, to_host
 
 # An atom is dead whose mean squared code is below this share of the average one, and a duplicate
 # whose cosine with one that is used more is above that.
@@ -54,6 +54,37 @@ def first_atoms(x: Array, m: int, rng: Any) -> Array:
     rows = x[some[order[:m]]]
     more = rng.normal((m - len(rows), x.shape[1]), x.dtype)
     return unit_columns(xp.concatenate([rows, more]).T)
+
+
+def given_atoms(given: Any, shape: tuple[int, ...], axes: str, name: str) -> np.ndarray:
+    """The user's atoms, on the host in float64.
+
+    Parameters
+    ----------
+    given : array
+    shape : tuple of int
+        What they must have; atoms along the first axis.
+    axes, name : str
+        Of the axes, and of the setting, for errors.
+
+    Raises
+    ------
+    ValueError
+        For other shapes, NaN and infinity, and atoms that are 0.
+    """
+    given = np.asarray(to_host(given) if is_gpu_array(given) else given, np.float64)
+    if given.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} ({axes}), got {given.shape}")
+    if not np.isfinite(given).all():
+        raise ValueError(f"{name} contains NaN or infinity")
+    zero = np.flatnonzero((given**2).sum(axis=tuple(range(1, given.ndim))) == 0)
+    if len(zero):
+        few = ", ".join(map(str, zero[:5]))
+        raise ValueError(
+            f"{name} has {len(zero)} atom(s) of zeros (first: {few}), which cannot be normalised; "
+            "leave them out"
+        )
+    return given
 
 
 def best_atoms(D: Array, A: Array, B: Array, sweeps: int = 1) -> Array:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from energyscape.backend import Array, is_gpu_array, namespace, to_host
+from energyscape.backend import Array, namespace
 from energyscape.models.base import EnergyModel
-from energyscape.models.dictionary import first_atoms, unit_columns, wasted, worst_rows
+from energyscape.models.dictionary import first_atoms, given_atoms, unit_columns, wasted, worst_rows
 from energyscape.models.from_pass import EnergyFromPass
 from energyscape.penalties import L1
 from energyscape.samplers import HMC
@@ -182,23 +182,9 @@ class SparseModel(EnergyFromPass, EnergyModel):
 
     def _given(self, x: Array) -> Array:
         """The user's dictionary, its atoms as columns of norm 1."""
-        name, shape = type(self).__name__, (self._atoms(x.shape[1]), x.shape[1])
-        given = self.dictionary
-        given = np.asarray(to_host(given) if is_gpu_array(given) else given, np.float64)
-        if given.shape != shape:
-            raise ValueError(
-                f"{name}.dictionary must have shape {shape} (n_components, n_features), got "
-                f"{given.shape}"
-            )
-        if not np.isfinite(given).all():
-            raise ValueError(f"{name}.dictionary contains NaN or infinity")
-        zero = np.flatnonzero((given**2).sum(axis=1) == 0)
-        if len(zero):
-            few = ", ".join(map(str, zero[:5]))
-            raise ValueError(
-                f"{name}.dictionary has {len(zero)} atom(s) of zeros (first: {few}), which cannot "
-                "be normalised; leave them out"
-            )
+        shape = self._atoms(x.shape[1]), x.shape[1]
+        name = f"{type(self).__name__}.dictionary"
+        given = given_atoms(self.dictionary, shape, "n_components, n_features", name)
         return unit_columns(namespace(x).asarray(given.T, dtype=x.dtype))
 
     def param_specs(self) -> dict[str, Param]:
