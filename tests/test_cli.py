@@ -638,7 +638,7 @@ def test_curves_without_matplotlib_say_what_is_missing(
         (["train", "BITS", "--out", "OUT", "--no-such-option"], "unrecognized"),
         (
             ["train", "BITS", "--out", "OUT", "--model", "NoModel"],
-            "is none of AutoEncoder, CovarianceRBM, DeepAutoEncoder",
+            "is none of AutoEncoder, ConvPSD, ConvSparseCoding",
         ),
         (["train", "BITS", "--out", "OUT", "--model", "PCD"], "'PCD' is none of"),
         (
