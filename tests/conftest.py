@@ -25,6 +25,37 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"energyscape: GPU {status.name if status.usable else 'not used: ' + status.reason}"
 
 
+# Rows of tables that take eight seconds or more, most of them chains of whole images or of gated
+# models that warm up: test → parts of the row's name. Other rows keep these tests quick.
+_LONG = {
+    "test_a_model_comes_back_whole": ("TiledMPoT", "FieldsOfExperts", "DeepAutoEncoder"),
+    "test_a_wrong_temperature_is_seen": ("PoT", "McRBM", "FieldsOfExperts"),
+    "test_code_runs_and_prints_what_is_shown": ("sparse.md", "gated.md", "sampling.md", "deep.md"),
+    "test_containers_in_are_containers_out": ("PoT", "SparseCoding"),
+    "test_every_model_can_be_looked_at": ("TiledMPoT", "FieldsOfExperts"),
+    "test_exact_draws_do_not_drift": (
+        "tempered Gibbs-PoT",
+        "tempered Gibbs-McRBM",
+        "tempered HMC",
+        "FieldsOfExperts",
+    ),
+    "test_models_construct_without_arguments_and_clone": (
+        "TiledMPoT",
+        "FieldsOfExperts",
+        "DeepAutoEncoder",
+        "McRBM",
+    ),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark long rows as slow."""
+    for item in items:
+        name, _, row = item.name.partition("[")
+        if any(part in row for part in _LONG.get(name, ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, Any, Any]:
     """Where every oracle must be there (``ENERGYSCAPE_ORACLES=required``), a missing one fails."""

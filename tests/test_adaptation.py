@@ -268,6 +268,7 @@ def test_no_warning_inside_the_bounds() -> None:
 # ---------------------------------------------------------------- trajectory lengths
 
 
+@pytest.mark.slow
 def test_chees_finds_an_efficient_length() -> None:
     """At least 0.7 of the best of fixed lengths. Effective sample sizes of the worst of 200
     quantities have a standard deviation of about 5 %, and the best of the grid is picked."""

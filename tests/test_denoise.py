@@ -50,6 +50,7 @@ def check(model: Any, wanted: tuple[np.ndarray, float], sigma: Any, **more: Any)
     assert wrong / variance > 0.2
 
 
+@pytest.mark.slow
 def test_means_of_a_mixture_are_those_of_the_formula() -> None:
     model = GaussianMixture(3, trainer=EM(n_epochs=50), random_state=0).fit(X)
     log_w = np.log(model.weights_)

@@ -153,6 +153,7 @@ def test_auc_counts_ties_half() -> None:
     assert auc(np.array([1.0, 2.0]), np.array([0.0, 1.0])) == pytest.approx((0.5 + 1 + 1 + 1) / 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [RBM(32, random_state=0), GaussianRBM(32, random_state=0)])
 def test_the_rate_found_holds_and_the_next_does_not(model: Any) -> None:
     rate = energyscape.find_learning_rate(model, X, start=1e4)

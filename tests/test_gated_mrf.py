@@ -184,6 +184,7 @@ def test_log_z_of_a_complete_pot_is_the_product_of_its_experts() -> None:
             assert grad[index] == pytest.approx((sides[0] - sides[1]) / 2e-5, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_log_z_of_orthogonal_filters() -> None:
     """Tricomi's function without b; the area with it."""
     model = PoT(2)
@@ -308,6 +309,7 @@ def test_a_pool_that_lost_all_its_filters_takes_them_up_again() -> None:
     np.testing.assert_allclose(params["P"].T, [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
 
 
+@pytest.mark.slow
 def test_pcd_comes_near_to_exact_maximum_likelihood() -> None:
     """Rows of a complete PoT: exact likelihoods of PCD by HMC and of the exact gradient, which
     know where the truth is. The rows are not white; the filters see them whitened."""

@@ -169,6 +169,7 @@ def test_setting_a_parameter_of_no_trainer_says_what_to_do() -> None:
     assert model.trainer.learning_rate == 0.3
 
 
+@pytest.mark.slow
 def test_features_go_into_a_classifier() -> None:
     from energyscape.data import load_digits
 

@@ -266,6 +266,7 @@ def test_swap_rates_are_those_of_the_exact_distribution() -> None:
         assert abs(rate - p.mean()) < SIGMAS * error
 
 
+@pytest.mark.slow
 def test_a_tuned_ladder_has_equal_swap_rates() -> None:
     """Each within 10 % of their mean, on a ladder that begins at rates from 0.01 to 0.6."""
     target = gaussian(mean=np.zeros(20), cov=np.diag(np.linspace(0.5, 2, 20)))

@@ -295,6 +295,7 @@ def test_in_painting_holds_what_is_known(tiled: TiledMPoT) -> None:
     assert np.array_equal(x[:, mask], X[:, mask]) and (x[:, ~mask] != X[:, ~mask]).all()
 
 
+@pytest.mark.slow
 def test_denoising_a_gaussian_field_is_its_posterior_mean() -> None:
     """With experts that say nothing, F is a quadratic form: a linear system, edges included."""
     model = fitted(FieldsOfExperts(1, size=2, sigma=1.0), textures(30, 5))
