@@ -18,7 +18,8 @@ from energyscape.models.conv_encoders import (
 )
 from energyscape.models.encoders import ShrinkEncoder, TanhEncoder
 from energyscape.penalties import L1
-from energyscape.solvers.conv_dictionary import BOUNDARIES, ConvDictionary
+from energyscape.solvers.conv_dictionary import ConvDictionary
+from energyscape.solvers.laid_filters import BOUNDARIES
 from energyscape.trainers import EnergyLoss, Prediction
 
 LAM = 0.3

@@ -13,9 +13,10 @@ from energyscape.backend import to_host
 from energyscape.solvers import conv_dictionary
 from energyscape.solvers.conv_admm import TorusSolver, conv_admm
 from energyscape.solvers.conv_descent import _Search, conv_descent
-from energyscape.solvers.conv_dictionary import BOUNDARIES, ConvDictionary
+from energyscape.solvers.conv_dictionary import ConvDictionary
 from energyscape.solvers.conv_fista import conv_fista
 from energyscape.solvers.duality import kkt_violation
+from energyscape.solvers.laid_filters import BOUNDARIES
 
 F32, F64 = np.float32, np.float64
 # Boundary and mask: all problems that differ.

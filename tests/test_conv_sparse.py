@@ -18,7 +18,6 @@ from energyscape.models.conv_filters import (
     correlated,
     correlations,
     first_filters,
-    slopes,
     unit_filters,
     wasted_filters,
     worst_windows,
@@ -90,7 +89,7 @@ def test_slopes_are_the_gradient_in_the_filters(boundary: str, mask: bool) -> No
         moved[at] += 1
         image = ConvDictionary(moved, (5, 6), boundary).synthesize(z) - dictionary.synthesize(z)
         wanted[at] = (image * x).sum()
-    np.testing.assert_allclose(slopes(dictionary, x, z), wanted, atol=1e-12)
+    np.testing.assert_allclose(dictionary.slopes(x, z), wanted, atol=1e-12)
 
 
 def surrogate(stats: dict[str, Any], D: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from energyscape.models.gaussian_rbm import GaussianRBM
 from energyscape.models.ica import ICA
 from energyscape.models.kmeans import KMeans
 from energyscape.models.lista import LISTA
+from energyscape.models.local_psd import LocalPSD
 from energyscape.models.mixture import GaussianMixture
 from energyscape.models.overcomplete_ica import OvercompleteICA
 from energyscape.models.pca import PCA
@@ -51,6 +52,7 @@ __all__ = [
     "GaussianMixture",
     "GaussianRBM",
     "KMeans",
+    "LocalPSD",
     "MPoT",
     "McRBM",
     "OvercompleteICA",

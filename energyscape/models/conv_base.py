@@ -20,7 +20,6 @@ from energyscape.convolution import pair
 from energyscape.models.conv_filters import (
     first_filters,
     laid_out,
-    slopes,
     unit_filters,
     wasted_filters,
     worst_windows,
@@ -32,9 +31,11 @@ from energyscape.models.sparse_base import SparseModel, squared_codes
 from energyscape.penalties import L1
 from energyscape.solvers.conv_admm import conv_admm
 from energyscape.solvers.conv_descent import conv_descent
-from energyscape.solvers.conv_dictionary import BOUNDARIES, ConvDictionary
+from energyscape.solvers.conv_dictionary import ConvDictionary
 from energyscape.solvers.conv_fista import conv_fista
 from energyscape.solvers.encode import Codes
+from energyscape.solvers.laid_filters import BOUNDARIES
+from energyscape.solvers.local_dictionary import LocalDictionary, tiled, untiled
 from energyscape.sources import Rows
 from energyscape.verbs import Params, as_column
 
@@ -61,6 +62,9 @@ class ConvSparseModel(ImageFace, SparseModel):
     filter_size: Any
     boundary: str
     mask: bool
+    # Filters are each place's own, and the same again a period on; 1 is convolution. Codes are then
+    # maps of tiles (`solvers.local_dictionary.tiled`).
+    period = 1
 
     # ------------------------------------------------------------ settings
 
@@ -97,27 +101,34 @@ class ConvSparseModel(ImageFace, SparseModel):
 
     def _shape(self, channels: int) -> tuple[int, int, int, int]:
         """(k, fh, fw, c)."""
-        return (int(self.n_components), *self._size, channels)  # type: ignore[arg-type]
+        return (self.period**2 * int(self.n_components), *self._size, channels)  # type: ignore[arg-type]
 
     def _sides(self, maps: tuple[int, ...]) -> tuple[int, int]:
         """Of the images that have such maps."""
-        more = {"full": 1, "valid": -1, "circular": 0}[self.boundary]
-        h, w = (m + more * (f - 1) for m, f in zip(maps, self._size, strict=True))
+        P = self.period
+        h, w = (P * m + self._more(f) for m, f in zip(maps, self._size, strict=True))
         return h, w
 
     def _maps(self, sides: tuple[int, ...]) -> tuple[int, int]:
         """Sides of the maps of such images."""
-        h, w = (2 * s - m for s, m in zip(sides, self._sides(sides), strict=True))
+        P = self.period
+        h, w = ((s - self._more(f)) // P for s, f in zip(sides, self._size, strict=True))
         return h, w
 
-    def dictionary_at(self, params: Params, sides: tuple[int, int]) -> ConvDictionary:
+    def _more(self, size: int) -> int:
+        """By how much an image is longer than its places."""
+        return {"full": 1, "valid": -1, "circular": 0}[self.boundary] * (size - 1)
+
+    def dictionary_at(
+        self, params: Params, sides: tuple[int, int]
+    ) -> ConvDictionary | LocalDictionary:
         """The dictionary of images of these sides."""
-        return laid_out(params["D"], sides, self.boundary, self._masked)
+        return laid_out(params["D"], sides, self.boundary, self._masked, self.period)
 
     def _parts(self, x: Array, sides: tuple[int, int]) -> Iterator[slice]:
         """Images (or their maps) that are worked on together."""
         most = _ON_A_GPU if is_gpu_array(x) else _CODES_AT_ONCE
-        step = max(1, most // (math.prod(self._maps(sides)) * int(self.n_components)))  # type: ignore[arg-type]
+        step = max(1, most // (math.prod(self._maps(sides)) * self._shape(1)[0]))
         return (slice(lo, lo + step) for lo in range(0, max(1, len(x)), step))
 
     # ------------------------------------------------------------ parameters
@@ -180,8 +191,8 @@ class ConvSparseModel(ImageFace, SparseModel):
         tol: float | None = None,
         max_iter: int | None = None,
     ) -> Codes:
-        """Maps of least ½ Σ m ⊙ (x - D z)² + λ|z|₁ + (α/2)|z - prediction|², by the model's
-        settings."""
+        """Maps of least ½ Σ m ⊙ (x - D z)² + λ|z|₁ + (α/2)|z - prediction|², or with what `pools`
+        says in place of λ|z|₁; by the model's settings."""
         xp, sides = namespace(x), x.shape[1:3]
         dictionary, lam = self.dictionary_at(params, sides), float(params["lam"])
         settings: dict[str, Any] = {
@@ -189,6 +200,9 @@ class ConvSparseModel(ImageFace, SparseModel):
             "tol": self.tol if tol is None else tol,
             "max_iter": self.max_iter if max_iter is None else max_iter,
         }
+        pools = self.pools(params)
+        if pools is not None:
+            settings["penalty"] = pools
         # What pulls every code makes the problem strongly convex, where FISTA is quick.
         solve, found = conv_fista if alpha else self._solver(sides), []
         for rows in self._parts(x, sides):
@@ -206,11 +220,18 @@ class ConvSparseModel(ImageFace, SparseModel):
             return _SOLVERS[self.algorithm]
         return conv_fista if sides[0] * sides[1] < _SMALL else conv_admm
 
+    def pools(self, params: Params) -> Any:
+        """A penalty of maps that codes pay in place of λ|z|₁, if any."""
+        return None
+
     def joint_energy(self, params: Params, x: Array, h: Array) -> Array:
         """E(x, z), shape (n,), float64."""
         rest = x - self.decode(params, h)
         weighted = self.dictionary_at(params, x.shape[1:3]).weighted(rest)
         squares = (rest * weighted).sum(axis=(1, 2, 3), dtype=np.float64)
+        pools = self.pools(params)
+        if pools is not None:
+            return 0.5 * squares + pools.code_value(h)
         return 0.5 * squares + self.code_penalty(params).code_value(h.reshape(len(h), -1))
 
     def free_energy(self, params: Params, x: Array) -> Array:
@@ -223,7 +244,7 @@ class ConvSparseModel(ImageFace, SparseModel):
         if not self.moves_dictionary:
             return {}
         rest = self.residual(params, x, h) * -as_column(weights, x)
-        return {"D": slopes(self.dictionary_at(params, x.shape[1:3]), rest, h)}
+        return {"D": self.dictionary_at(params, x.shape[1:3]).slopes(rest, h)}
 
     def joint_input_grad(self, params: Params, x: Array, h: Array) -> Array:
         """∂E/∂x = m ⊙ (x - D z) at fixed codes, the shape of x."""
@@ -251,11 +272,15 @@ class ConvSparseModel(ImageFace, SparseModel):
 
     # ------------------------------------------------------------ training
 
+    def wasted_filters(self, D: Array, usage: Array) -> Array:
+        """Numbers of filters to replace."""
+        return wasted_filters(D, usage)
+
     def renewed(self, params: Params, usage: Array) -> tuple[Array, Array]:
         """The filters with the worst explained windows of spare images in place of those that are
         wasted, and which these were."""
         D, spare = params["D"], params["spare"]
-        which = wasted_filters(D, usage)
+        which = self.wasted_filters(D, usage)
         if not len(which):
             return D, which
         rest = spare - self.decode(params, self.infer(params, spare).h)
@@ -287,7 +312,11 @@ class ConvSparseModel(ImageFace, SparseModel):
                 f"{type(self).__name__} has filters of {size[0]}×{size[1]}, X has smaller images, "
                 f"of {shape[0]}×{shape[1]}; take larger ones, or a smaller filter_size"
             )
+        self._check_places([s - self._more(f) for s, f in zip(shape[:2], size, strict=True)])
         return super().read(X, reset)
+
+    def _check_places(self, places: list[int]) -> None:
+        """Raise ValueError where images have other numbers of places than the model can take."""
 
     def transform(self, X: Any) -> Any:
         """The best codes of each image, as maps.
@@ -310,7 +339,7 @@ class ConvSparseModel(ImageFace, SparseModel):
         check_is_fitted(self)
         flat = super().transform(X)
         maps = self._maps(as_images(self, X).event_shape[:2])
-        return flat.reshape(len(flat), *maps, -1)
+        return untiled(flat.reshape(len(flat), *maps, -1), self.period)
 
     def _codes_and_gaps(self, params: Params, x: Array) -> Array:
         codes = self.infer(params, x)
@@ -327,14 +356,17 @@ class ConvSparseModel(ImageFace, SparseModel):
         channels)."""
         check_is_fitted(self)
         rows = as_images(self, H)
-        k, least = int(self.n_components), self._maps(self._size)  # type: ignore[arg-type]
-        shape = rows.event_shape
-        if len(shape) != 3 or shape[2] != k or shape[0] < least[0] or shape[1] < least[1]:
+        k, P, shape = int(self.n_components), self.period, rows.event_shape  # type: ignore[arg-type]
+        least = [f - self._more(f) for f in self._size]
+        fits = len(shape) == 3 and shape[2] == k
+        if not (fits and all(s >= m and s % P == 0 for s, m in zip(shape[:2], least, strict=True))):
+            tiles = f", in tiles of {P}×{P}" if P > 1 else ""
             raise ValueError(
                 f"H has shape {tuple(rows.X.shape)}; {type(self).__name__} decodes maps of shape "
-                f"(n, h', w', {k}), of at least {least[0]}×{least[1]} places"
+                f"(n, h', w', {k}), of at least {least[0]}×{least[1]} places{tiles}"
             )
-        return self._shown_images(self._in_blocks(rows, self.decode))
+        found = self._in_blocks(rows, lambda params, h: self.decode(params, tiled(h, P)))
+        return self._shown_images(found)
 
     def _block_width(self, event_shape: tuple[int, ...]) -> int:
         return math.prod(event_shape) + 4 * math.prod(event_shape[:2]) * int(self.n_components)  # type: ignore[arg-type]

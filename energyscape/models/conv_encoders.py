@@ -23,7 +23,7 @@ import copy
 from typing import Any
 
 from energyscape.backend import Array, namespace
-from energyscape.models.conv_filters import laid_out, slopes
+from energyscape.models.conv_filters import laid_out
 from energyscape.models.encoders import (
     Encoder,
     ShrinkEncoder,
@@ -35,6 +35,7 @@ from energyscape.models.encoders import (
 from energyscape.models.unrolled import UnrolledEncoder
 from energyscape.registry import register
 from energyscape.solvers.conv_dictionary import ConvDictionary
+from energyscape.solvers.local_dictionary import LocalDictionary
 from energyscape.verbs import Params
 
 __all__ = [
@@ -53,17 +54,18 @@ class ConvEncoder(Encoder):
     those of matrices. Shapes are asked for filters of (height, width, channels) and a number of
     maps; `init` gets filters (k, height, width, channels) and images."""
 
-    _boundary = "full"
+    _boundary, _period = "full", 1
 
-    def at(self, boundary: str) -> Any:
-        """The same for maps with this boundary."""
+    def at(self, boundary: str, period: int = 1) -> Any:
+        """The same for maps with this boundary, or for filters and numbers that are each place's
+        own and the same again a ``period`` on (`solvers.local_dictionary`)."""
         other = copy.copy(self)
-        other._boundary = boundary
+        other._boundary, other._period = boundary, period
         return other
 
-    def filters(self, W: Array, x: Array) -> ConvDictionary:
+    def filters(self, W: Array, x: Array) -> ConvDictionary | LocalDictionary:
         """The convolution with ``W`` at images ``x``."""
-        return laid_out(W, x.shape[1:3], self._boundary)
+        return laid_out(W, x.shape[1:3], self._boundary, period=self._period)
 
     def units(self, D: Array) -> int:
         return len(D)
@@ -82,12 +84,13 @@ class ConvEncoder(Encoder):
         return super().spread(D, x[:few])
 
     def respond_grad(self, W: Array, x: Array, du: Array) -> Array:
-        return slopes(self.filters(W, x), x, du)
+        return self.filters(W, x).slopes(x, du)
 
     def respond_back(self, W: Array, du: Array) -> Array:
         more = {"full": 1, "valid": -1, "circular": 0}[self._boundary]
-        h, w = (s + more * (f - 1) for s, f in zip(du.shape[1:3], W.shape[1:3], strict=True))
-        return laid_out(W, (h, w), self._boundary).synthesize(du)
+        P = self._period
+        h, w = (P * s + more * (f - 1) for s, f in zip(du.shape[1:3], W.shape[1:3], strict=True))
+        return laid_out(W, (h, w), self._boundary, period=P).synthesize(du)
 
     def shapes(self, n_features: Any, m: int) -> dict[str, tuple[int, ...]]:
         return {name: (m,) for name in self.names} | {"W": (m, *n_features)}
@@ -163,5 +166,5 @@ class ConvLISTAEncoder(ConvEncoder, UnrolledEncoder):
         decoder = self.filters(params["Wd"], given)
         rest = given - decoder.synthesize(z)
         grads["We"] += self.respond_grad(params["We"], rest, da)
-        grads["Wd"] -= slopes(decoder, back, z)
+        grads["Wd"] -= decoder.slopes(back, z)
         return da - decoder.analyze(back), back

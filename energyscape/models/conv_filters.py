@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
-from energyscape.convolution import convolve, filters_grad, windows
+from energyscape.convolution import convolve, windows
 from energyscape.models.dictionary import alike_or_dead, unit_columns, worst_rows
 from energyscape.solvers.conv_dictionary import ConvDictionary, conjugate, fast_length, fft
+from energyscape.solvers.local_dictionary import LocalDictionary
 
 _TINY = float(np.finfo(np.float64).tiny)
 # Numbers of the products of waves that are made at once.
@@ -39,12 +40,14 @@ _AT_ONCE = 1 << 22
 
 
 def laid_out(
-    filters: Array, sides: tuple[int, int], boundary: str, mask: bool = False
-) -> ConvDictionary:
-    """`ConvDictionary` of filters that training may have led to infinity, which it can go back
-    from: FloatingPointError."""
+    filters: Array, sides: tuple[int, int], boundary: str, mask: bool = False, period: int = 1
+) -> ConvDictionary | LocalDictionary:
+    """The dictionary of filters that are the same again a period on. Training may have led them to
+    infinity, which it can go back from: FloatingPointError."""
     try:
-        return ConvDictionary(filters, sides, boundary, mask)
+        if period == 1:
+            return ConvDictionary(filters, sides, boundary, mask)
+        return LocalDictionary(filters, sides, period, boundary, mask)
     except ValueError:
         if bool(namespace(filters).isfinite(filters).all()):
             raise
@@ -118,27 +121,6 @@ def correlated(A: Array, D: Array) -> Array:
     """Af: shape (k, fh, fw, c), where A may be that of some of the filters."""
     turned = D[:, ::-1, ::-1].transpose(3, 1, 2, 0)
     return convolve(A, namespace(D).ascontiguousarray(turned))
-
-
-def slopes(dictionary: ConvDictionary, x: Array, z: Array) -> Array:
-    """The gradient of ⟨D z, x⟩ in the filters, summed over images: shape (k, fh, fw, c)."""
-    size = dictionary.filters.shape[1:3]
-    total = namespace(x).zeros_like(dictionary.filters)
-    for image, maps in zip(x, z, strict=True):  # windows take fh fw as much as an image
-        total += filters_grad(_framed(dictionary, image[None]), maps[None], size)
-    return total
-
-
-def _framed(dictionary: ConvDictionary, x: Array) -> Array:
-    """Images with all pixels that filters reach: wrapped on a torus, 0 beyond an edge."""
-    xp, (fh, fw) = namespace(x), dictionary.filters.shape[1:3]
-    if dictionary.boundary == "circular":
-        x = xp.concatenate([x, x[:, : fh - 1]], axis=1)
-        return xp.concatenate([x, x[:, :, : fw - 1]], axis=2)
-    (top, left), (n, h, w, c) = dictionary.margins(), x.shape
-    frame = xp.zeros((n, h + 2 * top, w + 2 * left, c), x.dtype)
-    frame[:, top : top + h, left : left + w] = x
-    return frame
 
 
 def best_filters(D: Array, A: Array, B: Array, sweeps: int = 1) -> Array:

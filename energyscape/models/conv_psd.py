@@ -22,6 +22,7 @@ from energyscape.models.conv_encoders import ConvShrinkEncoder
 from energyscape.models.conv_filters import correlations
 from energyscape.models.psd import PSD
 from energyscape.registry import register
+from energyscape.solvers.local_dictionary import untiled
 from energyscape.trainers import EnergyLoss
 from energyscape.verbs import Params
 
@@ -127,7 +128,7 @@ class ConvPSD(PSD, ConvSparseModel):
     def chosen_encoder(self) -> Any:
         """The encoder, or the one that None stands for, for maps of this boundary."""
         encoder = ConvShrinkEncoder() if self.encoder is None else self.encoder
-        return encoder.at(self.boundary)
+        return encoder.at(self.boundary, self.period)
 
     def check_settings(self) -> None:
         wrong = not hasattr(self.encoder, "at") or isinstance(self.encoder, type)
@@ -154,10 +155,10 @@ class ConvPSD(PSD, ConvSparseModel):
     def _codes_and_gaps(self, params: Params, x: Array) -> Array:
         if self.exact:
             return ConvSparseModel._codes_and_gaps(self, params, x)
-        guess, alpha = self.guess(params, x), self.pull()
-        dictionary, penalty = self.dictionary_at(params, x.shape[1:3]), self.code_penalty(params)
-        rest, lam = x - dictionary.synthesize(guess), penalty.strength
-        gap = dictionary.relative_gap(x, guess, rest, lam, self.positive, alpha, guess)
+        guess, alpha, lam = self.guess(params, x), self.pull(), float(params["lam"])
+        dictionary, pools = self.dictionary_at(params, x.shape[1:3]), self.pools(params)
+        rest = x - dictionary.synthesize(guess)
+        gap = dictionary.relative_gap(x, guess, rest, lam, self.positive, alpha, guess, pools)
         flat = guess.reshape(len(x), -1)
         return namespace(x).concatenate([flat, gap[:, None].astype(x.dtype)], axis=1)
 
@@ -178,4 +179,6 @@ class ConvPSD(PSD, ConvSparseModel):
         ConvergenceWarning
             If best codes did not reach ``tol``; `dual_gap` says which.
         """
-        return ConvSparseModel.transform(self, X) if self.exact else self._map(X, self.guess)
+        if self.exact:
+            return ConvSparseModel.transform(self, X)
+        return self._map(X, lambda params, x: untiled(self.guess(params, x), self.period))

@@ -23,7 +23,7 @@ import numpy as np
 
 from energyscape.backend import Array, namespace
 from energyscape.models.conv_base import ConvSparseModel
-from energyscape.models.conv_filters import best_filters, correlated, correlations, slopes
+from energyscape.models.conv_filters import best_filters, correlated, correlations
 from energyscape.registry import register
 from energyscape.solvers.encode import Codes
 from energyscape.trainers import EnergyLoss
@@ -175,7 +175,7 @@ optional
         A = correlations(codes.h, self._size, self.boundary == "circular")
         A = A.astype(wide)
         rest = self.residual(params, x, codes.h)
-        pull = slopes(self.dictionary_at(params, x.shape[1:3]), rest, codes.h).astype(wide)
+        pull = self.dictionary_at(params, x.shape[1:3]).slopes(rest, codes.h).astype(wide)
         return {
             "energy": self.joint_energy(params, x, codes.h).sum(),
             "A": A,

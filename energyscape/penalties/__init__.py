@@ -18,6 +18,7 @@ from energyscape.penalties.inhibition import (
     torus_inhibition,
     tree_inhibition,
 )
+from energyscape.penalties.maps import MapPools
 from energyscape.penalties.sparsity import KL, L1, KSparse, Lifetime, Student
 from energyscape.penalties.structure import GroupL1, Lateral, PooledL1
 
@@ -31,6 +32,7 @@ __all__ = [
     "KSparse",
     "Lateral",
     "Lifetime",
+    "MapPools",
     "PooledL1",
     "Saturating",
     "Student",

@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
-from energyscape.solvers.conv_dictionary import Batch, ConvCodes, ConvDictionary, conjugate, fft
+from energyscape.solvers.conv_dictionary import ConvDictionary, conjugate, fft
+from energyscape.solvers.laid_filters import Batch, ConvCodes
 
 __all__ = ["TorusSolver", "conv_admm"]
 

@@ -27,7 +27,8 @@ import numpy as np
 
 from energyscape.backend import Array, namespace
 from energyscape.kernels import soft_threshold
-from energyscape.solvers.conv_dictionary import Batch, ConvCodes, ConvDictionary
+from energyscape.solvers.conv_dictionary import ConvDictionary
+from energyscape.solvers.laid_filters import Batch, ConvCodes
 
 __all__ = ["conv_descent"]
 

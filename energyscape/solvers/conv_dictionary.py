@@ -23,19 +23,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.fft
 
-from energyscape.backend import Array, is_gpu_array, namespace, to_host
-from energyscape.convolution import convolve
-from energyscape.solvers.duality import duality_gap
+from energyscape.backend import Array, is_gpu_array, namespace
+from energyscape.convolution import convolve, filters_grad
+from energyscape.solvers.laid_filters import LaidFilters
 
-__all__ = ["ConvCodes", "ConvDictionary"]
+__all__ = ["ConvDictionary"]
 
-BOUNDARIES = ("full", "valid", "circular")
 # So many elements of windows or maps stay in the cache.
 _BLOCK = 1 << 18
 # Filters of more pixels go through the DFT. Time of D and D' by windows over that by the DFT, of 64
@@ -44,26 +42,7 @@ _BLOCK = 1 << 18
 _LARGEST_DIRECT = 100
 
 
-@dataclass(frozen=True)
-class ConvCodes:
-    """What a solver found.
-
-    Parameters
-    ----------
-    z : array, shape (n, h', w', k)
-    gap : array, shape (n,), float64
-        Duality gap of each image over ½ Σ m x²: more than the ``tol`` that was asked for where
-        ``max_iter`` came first.
-    n_iter : int
-        Iterations of the slowest image.
-    """
-
-    z: Array
-    gap: Array
-    n_iter: int
-
-
-class ConvDictionary:
+class ConvDictionary(LaidFilters):
     """Filters, the images that they are to explain, and what happens at the edge.
 
     Parameters
@@ -98,29 +77,12 @@ class ConvDictionary:
         boundary: str = "full",
         mask: bool = False,
     ) -> None:
-        if filters.ndim != 4 or filters.dtype not in (np.float32, np.float64):
-            raise ValueError(
-                "filters (k, fh, fw, c) of float32 or float64 are wanted, got shape "
-                f"{filters.shape} of {filters.dtype}"
-            )
-        if boundary not in BOUNDARIES:
-            raise ValueError(f"boundary must be one of {BOUNDARIES}, got {boundary!r}")
-        (h, w), (k, fh, fw, _) = image_shape, filters.shape
-        if h < fh or w < fw:
-            raise ValueError(f"images of {h}×{w} are smaller than the filters of {fh}×{fw}")
-        xp = namespace(filters)
-        norms = (filters.astype(np.float64) ** 2).sum(axis=(1, 2, 3))
-        if not bool((xp.isfinite(norms) & (norms > 0)).all()):
-            raise ValueError("Filters contain NaN or infinity, or are 0 everywhere.")
-        more = {"full": -1, "valid": 1, "circular": 0}[boundary]
-        sides = h + more * (fh - 1), w + more * (fw - 1)
-        self.filters, self.boundary, self.dtype = filters, boundary, filters.dtype
-        self.image_shape, self.maps_shape = (int(h), int(w)), (*sides, int(k))
-        self.squared_norms = norms
+        super().__init__(filters, image_shape, boundary, mask)
+        (h, w), k = self.image_shape, len(filters)
+        sides, self.maps_shape = self.places, (*self.places, k)
         grow = int if boundary == "circular" else fast_length
         self.grid = grow(max(h, sides[0])), grow(max(w, sides[1]))
-        self.weights = self._coverage() if mask and boundary == "full" else None
-        self._columns = xp.ascontiguousarray(filters.reshape(k, -1).T)
+        self._columns = namespace(filters).ascontiguousarray(filters.reshape(k, -1).T)
         self._wave: Array = None
 
     # ------------------------------------------------------------ D and D'
@@ -159,17 +121,19 @@ class ConvDictionary:
         (self._analyze_dft if self._by_dft() else self._analyze_direct)(x, out)
         return out
 
+    def slopes(self, x: Array, z: Array) -> Array:
+        """The gradient of ⟨D z, x⟩ in the filters, summed over images: shape (k, fh, fw, c)."""
+        total = namespace(x).zeros_like(self.filters)
+        for image, maps in zip(x, z, strict=True):  # windows take fh fw as much as an image
+            total += filters_grad(self.framed(image[None]), maps[None], self.filters.shape[1:3])
+        return total
+
     def torus(self) -> ConvDictionary:
         """The circular dictionary of which this is a part: its codes are the first h' × w', its
         pixels those from `margins` on."""
         if self.boundary == "circular":
             return self
         return ConvDictionary(self.filters, self.grid, "circular")
-
-    def margins(self) -> tuple[int, int]:
-        """Rows above and columns to the left of the image that codes can reach."""
-        fh, fw = self.filters.shape[1:3]
-        return (fh - 1, fw - 1) if self.boundary == "valid" else (0, 0)
 
     def blocks(self, n: int, width: int) -> Iterator[tuple[slice, slice]]:
         """(images, rows of their maps) that stay in the cache if a place has ``width`` numbers:
@@ -225,85 +189,6 @@ class ConvDictionary:
         """
         # Rounding of the transform must not turn a bound into an estimate.
         return float(self.spectrum()[0].max()) * (1 + 1e-9)
-
-    def lam_max(self, x: Array) -> Array:
-        """The λ from which on all codes are 0: |D'(m ⊙ x)|_∞ of each image, shape (n,), float64."""
-        q = self.analyze(self.weighted(self.images(x)))
-        return abs(q.reshape(len(q), -1)).max(axis=1).astype(np.float64)
-
-    # ------------------------------------------------------------ what solvers share
-
-    def images(self, x: Array) -> Array:
-        """``x`` in the dtype of the filters, if these are finite images of the right shape."""
-        self._check("images", x, (*self.image_shape, self.filters.shape[3]))
-        if not len(x):
-            raise ValueError(
-                f"Found array with 0 sample(s) (shape={x.shape}) while a minimum of 1 is required."
-            )
-        x = x.astype(self.dtype, copy=False)
-        if not bool(namespace(x).isfinite(x).all()):
-            raise ValueError("Input X contains NaN or infinity.")
-        return x
-
-    def start(self, n: int, start: Array | None, positive: bool) -> Array:
-        """Codes to begin with, a copy of ``start`` or zeros: shape (n, h', w', k)."""
-        if start is None:
-            return namespace(self.filters).zeros((n, *self.maps_shape), self.dtype)
-        self._check("codes", start, self.maps_shape)
-        if len(start) != n:
-            raise ValueError(f"start has the codes of {len(start)} images, wanted those of {n}")
-        if positive and bool((start < 0).any()):
-            raise ValueError("Negative values in start, but positive codes are wanted")
-        return start.astype(self.dtype, copy=True)
-
-    def weighted(self, residual: Array) -> Array:
-        """m ⊙ ``residual``; the same array where all pixels weigh 1."""
-        return residual if self.weights is None else residual * self.weights
-
-    def relative_gap(
-        self,
-        x: Array,
-        z: Array,
-        residual: Array,
-        lam: float,
-        positive: bool = False,
-        alpha: float = 0.0,
-        prediction: Array | None = None,
-    ) -> Array:
-        """Duality gap over ½ Σ m x² + (α/2)|f|², of images with the residual x - D z: shape (n,),
-        float64.
-
-        The weights are √m in front of D and x, so that `duality_gap` needs D'(m ⊙ r) and Σ m r²; a
-        prediction f is further rows √α of the identity, and further pixels √α f.
-        """
-        weighted = self.weighted(residual)
-        q, squares = self.analyze(weighted), _dot(weighted, residual)
-        energy = 0.5 * _dot(self.weighted(x), x)
-        if alpha:
-            away = z - prediction
-            squares += alpha * _dot(away, away)
-            energy += 0.5 * alpha * _dot(prediction, prediction)
-            away *= alpha
-            q -= away
-        gap = duality_gap(z, q, squares, lam, positive)
-        # Of an image that is 0, codes of 0 leave no gap.
-        return gap / namespace(x).maximum(energy, np.finfo(np.float64).tiny)
-
-    def _check(self, what: str, given: Array, shape: tuple[int, ...]) -> None:
-        if given.ndim != 4 or tuple(given.shape[1:]) != shape:
-            raise ValueError(
-                f"{what} of shape (n, {', '.join(map(str, shape))}) are wanted by a "
-                f"{self.boundary!r} dictionary of images of {self.image_shape}, got {given.shape}"
-            )
-
-    def _coverage(self) -> Array:
-        """The share of the places that cover a pixel, largest 1."""
-        counts = []
-        for side, size in zip(self.image_shape, self.filters.shape[1:3], strict=True):
-            i = np.arange(side)
-            counts.append(np.minimum(i, side - size) - np.maximum(i - size + 1, 0) + 1)
-        found = np.outer(*counts) / (counts[0].max() * counts[1].max())
-        return namespace(self.filters).asarray(found.astype(self.dtype)[:, :, None])
 
     # ------------------------------------------------------------ by windows
 
@@ -396,68 +281,6 @@ class ConvDictionary:
         return x
 
 
-class Batch:
-    """The images that a solver still works on: those that are done leave it.
-
-    Parameters
-    ----------
-    dictionary : ConvDictionary
-    x : array, shape (n, h, w, c)
-    lam, tol : float
-    positive : bool
-    alpha : float, default 0
-    prediction : array, shape (n, h', w', k), optional
-        What codes are pulled to.
-
-    Attributes
-    ----------
-    x : array
-        Images that are left, in the dtype of the dictionary.
-    lam : float
-        A Python float: NumPy's would turn float32 arrays into float64.
-    """
-
-    def __init__(
-        self,
-        dictionary: ConvDictionary,
-        x: Array,
-        lam: float,
-        tol: float,
-        positive: bool,
-        alpha: float = 0.0,
-        prediction: Array | None = None,
-    ) -> None:
-        if not (lam > 0 and math.isfinite(lam)):
-            raise ValueError(f"lam must be a number > 0, got {lam}")
-        self.x, self.lam = dictionary.images(x), float(lam)
-        self._dictionary, self._tol, self._positive = dictionary, tol, positive
-        self.alpha, self.prediction = float(alpha), prediction
-        xp, n = namespace(self.x), len(x)
-        self._z = xp.empty((n, *dictionary.maps_shape), dictionary.dtype)
-        self._gap, self._rows = np.empty(n), np.arange(n)
-
-    def leave(self, z: Array, residual: Array, last: bool) -> Array | None:
-        """Take note of the codes of images whose gap is small enough, of all if it is the ``last``
-        time. Returns the places among ``z`` of those that stay, None if all do."""
-        relative_gap = self._dictionary.relative_gap
-        pull = self.alpha, self.prediction
-        gap = to_host(relative_gap(self.x, z, residual, self.lam, self._positive, *pull))
-        self._gap[self._rows] = gap
-        done = (gap <= self._tol) | last
-        if not done.any():
-            return None
-        xp = namespace(z)
-        keep, gone = xp.asarray(np.flatnonzero(~done)), xp.asarray(np.flatnonzero(done))
-        self._z[xp.asarray(self._rows[done])] = z[gone]
-        self.x, self._rows = self.x[keep], self._rows[~done]
-        self.prediction = None if self.prediction is None else self.prediction[keep]
-        return keep
-
-    def codes(self, n_iter: int) -> ConvCodes:
-        """The result, when all have left."""
-        return ConvCodes(self._z, namespace(self._z).asarray(self._gap), n_iter)
-
-
 # ---------------------------------------------------------------- transforms
 
 
@@ -482,8 +305,3 @@ def _waves(xp: Any, length: int, kept: int, size: int) -> Array:
     """exp(-2πi f d / length) for f < kept and |d| < size: (kept, 2 size - 1)."""
     turns = np.outer(np.arange(kept), np.arange(1 - size, size)) % length
     return xp.asarray(np.exp(-2j * math.pi * turns / length))
-
-
-def _dot(a: Array, b: Array) -> Array:
-    """Inner product of each image, summed in float64: shape (n,)."""
-    return (a * b).reshape(len(a), -1).sum(axis=1, dtype=np.float64)

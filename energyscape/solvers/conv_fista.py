@@ -3,7 +3,9 @@
     y = z_i + (t_{i-1} - 1)/t_i (z_i - z_{i-1})
     z_{i+1} = shrink(y + D'(m ⊙ (x - D y))/L, λ/L)          t_{i+1} = (1 + √(1 + 4 t_i²))/2
 
-A pull to predictions, (α/2)|z - f|², adds α(f - y) to the slope and α to L.
+A pull to predictions, (α/2)|z - f|², adds α(f - y) to the slope and α to L. In place of λ|z|₁ there
+may be a penalty that a quadratic bounds from above and touches at y: its step divides each code by
+a number of its own.
 
 Momentum that points uphill, (y - z_{i+1})·(z_{i+1} - z_i) > 0, is dropped, t = 1, which makes
 convergence linear near the solution. D y needs no product of its own: D z of the last two codes is
@@ -19,11 +21,13 @@ Computational Mathematics 15(3). Section 3.2.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from energyscape.backend import Array, namespace
 from energyscape.kernels import soft_threshold
-from energyscape.solvers.conv_dictionary import Batch, ConvCodes, ConvDictionary
+from energyscape.solvers.laid_filters import Batch, ConvCodes, LaidFilters
 
 __all__ = ["conv_fista"]
 
@@ -32,7 +36,7 @@ _CHECK_EVERY = 10
 
 
 def conv_fista(
-    dictionary: ConvDictionary,
+    dictionary: LaidFilters,
     x: Array,
     lam: float,
     *,
@@ -40,6 +44,7 @@ def conv_fista(
     positive: bool = False,
     alpha: float = 0.0,
     prediction: Array | None = None,
+    penalty: Any = None,
     tol: float = 1e-4,
     max_iter: int = 1000,
 ) -> ConvCodes:
@@ -47,7 +52,7 @@ def conv_fista(
 
     Parameters
     ----------
-    dictionary : ConvDictionary
+    dictionary : LaidFilters
     x : array, shape (n, h, w, c)
     lam : float
         λ > 0.
@@ -59,9 +64,13 @@ def conv_fista(
         α >= 0: how far codes are pulled to predictions.
     prediction : array, shape (n, h', w', k), optional
         f, with α > 0.
+    penalty : penalty of maps, optional
+        A smooth one with ``shrinkage`` and ``code_grad``, such as `penalties.MapPools`, in place of
+        λ|z|₁; ``lam`` is its strength.
     tol : float, default 1e-4
-        An image is done when its duality gap is at most ``tol`` · (½ Σ m x² + (α/2)|f|²). Float32
-        reaches 1e-5 or so.
+        An image is done when its duality gap is at most ``tol`` · (½ Σ m x² + (α/2)|f|²), with a
+        ``penalty`` when no slope is larger than ``tol`` · |D'(m ⊙ x) + αf|_∞. Float32 reaches 1e-5
+        or so.
     max_iter : int, default 1000
 
     Returns
@@ -75,7 +84,7 @@ def conv_fista(
     ValueError
         For images or codes of other shapes, infinite images and λ <= 0.
     """
-    batch = Batch(dictionary, x, lam, tol, positive, alpha, prediction)
+    batch = Batch(dictionary, x, lam, tol, positive, alpha, prediction, penalty)
     xp, step = namespace(batch.x), 1.0 / (dictionary.lipschitz() + batch.alpha)
     z = dictionary.start(len(x), start, positive)
     image = dictionary.synthesize(z)
@@ -92,7 +101,7 @@ def conv_fista(
 
 
 def _advance(
-    dictionary: ConvDictionary,
+    dictionary: LaidFilters,
     batch: Batch,
     state: tuple[Array, ...],
     step: float,
@@ -106,7 +115,9 @@ def _advance(
     ahead = image - old_image
     ahead *= momentum
     ahead += image
-    uphill = xp.zeros(n)
+    uphill, shrink = xp.zeros(n), None
+    if batch.penalty is not None:  # of whole maps, before they are cut into blocks
+        shrink = batch.penalty.shrinkage(z + momentum * (z - old), step)
     slope = dictionary.analyze(dictionary.weighted(xp.subtract(x, ahead, out=ahead)))
     for images, rows in dictionary.blocks(n, 4 * z.shape[3]):
         now, before, q = (a[images, rows] for a in (z, old, slope))
@@ -119,7 +130,13 @@ def _advance(
             ahead *= batch.alpha * step
             q += ahead
         q += y
-        soft_threshold(q, lam * step, positive, out=before)  # z_{i+1} takes the place of z_{i-1}
+        # z_{i+1} takes the place of z_{i-1}.
+        if shrink is None:
+            soft_threshold(q, lam * step, positive, out=before)
+        else:
+            if positive:
+                xp.maximum(q, 0, out=q)
+            xp.divide(q, shrink[images, rows], out=before)
         y -= before
         y *= xp.subtract(before, now, out=q)
         uphill[images] += y.sum(axis=(1, 2, 3)).astype(np.float64)

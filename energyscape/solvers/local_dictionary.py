@@ -1,0 +1,189 @@
+"""A locally connected dictionary: every place has filters of its own, the same again a period on.
+
+    D z = Σ_p Σ_u z(p, u) f(p mod P, u) at p
+
+so that an image of any size has P²u different filters, and with P = 1 they are convolutional. The
+units of a period are maps of a convolution: let images be cut into tiles of P × P pixels, and the
+pixels of a tile be channels of one large pixel. Unit (a, b, u) then is a filter of ⌈(s + P - 1)/P⌉
+large pixels a side, which is 0 but for the s × s pixels from (a, b) on; it lies at every tile.
+
+References
+----------
+Gregor, K., LeCun, Y. (2010). Emergence of complex-like cells in a temporal product network with
+local receptive fields. arXiv:1006.0448.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from energyscape.backend import Array, Purpose, device_of, namespace, stream
+from energyscape.solvers.conv_dictionary import ConvDictionary
+from energyscape.solvers.laid_filters import LaidFilters
+
+__all__ = ["LocalDictionary", "tiled", "untiled"]
+
+# Of the bound of the largest eigenvalue: vectors, products of each, and the chance that it fails.
+_VECTORS, _PRODUCTS, _FAILS = 2, 64, 1e-6
+
+
+def tiled(x: Array, period: int) -> Array:
+    """Images or maps (n, h, w, c) with the pixels of a tile as channels, (n, h/P, w/P, P·P·c)."""
+    n, h, w, c = x.shape
+    tiles = x.reshape(n, h // period, period, w // period, period, c).transpose(0, 1, 3, 2, 4, 5)
+    return tiles.reshape(n, h // period, w // period, -1)
+
+
+def untiled(x: Array, period: int) -> Array:
+    """The way back, (n, h, w, c)."""
+    n, down, across, _ = x.shape
+    tiles = x.reshape(n, down, across, period, period, -1).transpose(0, 1, 3, 2, 4, 5)
+    return tiles.reshape(n, down * period, across * period, -1)
+
+
+class LocalDictionary(LaidFilters):
+    """Filters of the places of a period, the images that they are to explain, and the edge.
+
+    Parameters
+    ----------
+    filters : array, shape (P·P·u, fh, fw, c), float32 or float64
+        Those of the place (a, b) of a period are at (aP + b)u and the next u - 1.
+    image_shape : (h, w)
+    period : int
+        P, which divides the numbers of places h' and w'.
+    boundary, mask
+        As for `ConvDictionary`.
+
+    Attributes
+    ----------
+    maps_shape : (h'/P, w'/P, P·P·u)
+        Codes are maps as `tiled` gives them.
+    weights : array, shape (h, w, 1), or None
+
+    Raises
+    ------
+    ValueError
+        For filters that are 0, not finite, larger than the images, or not those of a period; for
+        places that are no multiple of the period; and unknown boundaries.
+    """
+
+    def __init__(
+        self,
+        filters: Array,
+        image_shape: tuple[int, int],
+        period: int,
+        boundary: str = "full",
+        mask: bool = False,
+    ) -> None:
+        super().__init__(filters, image_shape, boundary, mask)
+        if len(filters) % period**2:
+            raise ValueError(
+                f"filters of the {period}×{period} places of a period are wanted, got "
+                f"{len(filters)}, no multiple of {period**2}"
+            )
+        h, w = self.places
+        if h % period or w % period:
+            raise ValueError(
+                f"images of {self.image_shape[0]}×{self.image_shape[1]} have {h}×{w} places with "
+                f"the boundary {boundary!r}, which the period of {period} must divide; crop "
+                f"{h % period} rows and {w % period} columns"
+            )
+        self.period = period
+        self.maps_shape = h // period, w // period, len(filters)
+        # Large pixels that a filter of a tile reaches, and with it the whole image.
+        self._wide = tuple(-(-(f + period - 1) // period) for f in filters.shape[1:3])
+        reach = (m + s - 1 for m, s in zip(self.maps_shape, self._wide, strict=False))
+        self._conv = ConvDictionary(self._expanded(filters), tuple(reach), "full")
+
+    # ------------------------------------------------------------ D and D'
+
+    def synthesize(self, z: Array) -> Array:
+        """D z.
+
+        Parameters
+        ----------
+        z : array, shape (n, h'/P, w'/P, P·P·u)
+
+        Returns
+        -------
+        array, shape (n, h, w, c)
+        """
+        self._check("codes", z, self.maps_shape)
+        frame = untiled(self._conv.synthesize(z), self.period)
+        (h, w), (top, left), (fh, fw) = self.image_shape, self.margins(), self.filters.shape[1:3]
+        if self.boundary == "circular":
+            frame[:, :, : fw - 1] += frame[:, :, w : w + fw - 1]
+            frame[:, : fh - 1] += frame[:, h : h + fh - 1]
+        return namespace(z).ascontiguousarray(frame[:, top : top + h, left : left + w])
+
+    def analyze(self, x: Array) -> Array:
+        """D'x, the exact adjoint of `synthesize`.
+
+        Parameters
+        ----------
+        x : array, shape (n, h, w, c)
+
+        Returns
+        -------
+        array, shape (n, h'/P, w'/P, P·P·u)
+        """
+        self._check("images", x, (*self.image_shape, self.filters.shape[3]))
+        return self._conv.analyze(self._large(x))
+
+    def slopes(self, x: Array, z: Array) -> Array:
+        """The gradient of ⟨D z, x⟩ in the filters, summed over images: their shape."""
+        return self._contracted(self._conv.slopes(self._large(x), z))
+
+    def blocks(self, n: int, width: int) -> Iterator[tuple[slice, slice]]:
+        """As those of `ConvDictionary`."""
+        return self._conv.blocks(n, width)
+
+    def lipschitz(self) -> float:
+        """An upper bound of the largest eigenvalue of A = D'D, 10 or 20 % above it.
+
+        |A^q g| >= |A|^q |u'g| for the first eigenvector u and any g; if g is normal, u'g is a
+        standard normal number, and below t in size with a probability of at most t√(2/π). Of
+        two vectors from a fixed stream, both do with less than one in a million. (The table of
+        frequencies that `ConvDictionary` has would take eigenvalues of as many channels as a tile
+        has pixels.)
+        """
+        n, xp = _VECTORS, namespace(self.filters)
+        rng = stream(0, Purpose.START, 0, device_of(self.filters))
+        g, log = rng.normal((n, *self.maps_shape), self.dtype), xp.zeros(n)
+        for _ in range(_PRODUCTS):
+            g = self.analyze(self.synthesize(g))
+            norm = xp.sqrt((g * g).reshape(n, -1).sum(axis=1, dtype=np.float64))
+            log += xp.log(norm)
+            g /= norm.astype(self.dtype)[:, None, None, None]
+        least = _FAILS ** (1 / n) * (np.pi / 2) ** 0.5
+        return float(np.exp((float(log.max()) - np.log(least)) / _PRODUCTS))
+
+    # ------------------------------------------------------------ tiles
+
+    def _large(self, x: Array) -> Array:
+        """The frame of ``x`` as large pixels, 0 where the last of them go beyond it."""
+        xp, frame, (h, w) = namespace(x), self.framed(x), self._conv.image_shape
+        wide = xp.zeros((len(x), h * self.period, w * self.period, x.shape[3]), x.dtype)
+        wide[:, : frame.shape[1], : frame.shape[2]] = frame
+        return tiled(wide, self.period)
+
+    def _where(self) -> tuple[Array, Array, Array]:
+        """Unit, row and column of the numbers of every filter among the pixels that tiles reach."""
+        xp, (k, fh, fw, _), P = namespace(self.filters), self.filters.shape, self.period
+        unit = xp.arange(k)[:, None, None]
+        place = unit // (k // P**2)
+        rows = place // P + xp.arange(fh)[:, None]
+        return unit, rows, place % P + xp.arange(fw)
+
+    def _expanded(self, filters: Array) -> Array:
+        """Filters as those of large pixels, shape (k, S, S', P·P·c)."""
+        (down, across), P, (k, _, _, c) = self._wide, self.period, filters.shape
+        wide = namespace(filters).zeros((k, down * P, across * P, c), filters.dtype)
+        wide[self._where()] = filters
+        return tiled(wide, P)
+
+    def _contracted(self, wide: Array) -> Array:
+        """The adjoint of `_expanded`."""
+        return untiled(wide, self.period)[self._where()]
