@@ -32,6 +32,7 @@ from energyscape.models import (
     GaussianMixture,
     GaussianRBM,
     KMeans,
+    LocalPSD,
     McRBM,
     MPoT,
     OvercompleteICA,
@@ -41,11 +42,15 @@ from energyscape.models import (
     TiledRBM,
     WhatWhere,
 )
-from energyscape.models.conv_encoders import ConvLISTAEncoder, ConvTanhEncoder
+from energyscape.models.conv_encoders import (
+    ConvLISTAEncoder,
+    ConvSmoothShrinkEncoder,
+    ConvTanhEncoder,
+)
 from energyscape.models.encoders import TanhEncoder
 from energyscape.models.learned_descent import LCoDEncoder
 from energyscape.models.unrolled import CoupledLISTAEncoder, LISTAEncoder
-from energyscape.penalties import L1, GroupL1, PooledL1, Student
+from energyscape.penalties import L1, GroupL1, MapPools, PooledL1, Student
 from energyscape.pools import torus_pools
 from energyscape.samplers import HMC, Langevin, Metropolis, ParallelTempering
 from energyscape.trainers import (
@@ -118,6 +123,7 @@ _CHAINS = (CD, PCD, FPCD)
 _EXACT = (*_CHAINS, MaximumLikelihood)
 _GUESSED = (*_CHAINS, EnergyLoss, Prediction)
 _CONV = {"tol": 1e-13, "max_iter": 1000, "algorithm": "fista"}
+_SLOPES = {"tol": 1e-9, "max_iter": 3000}
 _CODES = (Reconstruction, Denoising, Sparsity, Contraction, Saturation)
 
 # Restricted Boltzmann machines: what is said of hidden units and Gibbs chains holds for these.
@@ -341,6 +347,38 @@ OTHERS = [
         _images(40, 3, 3) - 5,
         _GUESSED[::-1],
         exact=_CONV,
+    ),
+    Case(
+        "LocalPSD",
+        lambda **k: LocalPSD(period=2, filter_size=(3, 2), sparsity=0.5, **k),
+        _images(40, 4, 5) - 5,
+        _GUESSED[::-1],
+        exact=_SLOPES,
+    ),
+    Case(
+        "LocalPSD torus",
+        lambda **k: LocalPSD(
+            2,
+            period=2,
+            filter_size=2,
+            boundary="circular",
+            encoder=ConvSmoothShrinkEncoder(),
+            penalty=MapPools(2, 1.0, 1.5, 0.3),
+            exact=True,
+            **k,
+        ),
+        _images(40, 4, 2) - 5,
+        _GUESSED[::-1],
+        exact=_SLOPES,
+    ),
+    Case(
+        "LocalPSD lasso",
+        lambda **k: LocalPSD(
+            period=3, filter_size=2, boundary="valid", penalty=L1(1.0), positive=True, **k
+        ),
+        _images(40, 2, 2) - 5,
+        _GUESSED[::-1],
+        exact={"tol": 1e-13},
     ),
     Case(
         "SparseCoding student",

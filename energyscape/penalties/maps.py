@@ -132,17 +132,23 @@ class MapPools(BaseEstimator):
 
     def _spread(self, s: Array, w: list[float], before: int, axis: int) -> Array:
         """Σ_d w[d] s[p + d - before] along an axis of (n, h, w)."""
-        xp, side = namespace(s), s.shape[axis]
-        s = xp.moveaxis(s, axis, 0)
+        xp, side, more = namespace(s), s.shape[axis], len(w) - 1
+        if not more:
+            return s * w[0]
+
+        def at(first: int) -> tuple[slice, ...]:
+            return (slice(None),) * axis + (slice(first, first + side),)
+
         if self._wraps:
-            wide = s[xp.arange(-before, side + len(w) - 1 - before) % side]
+            wide = xp.take(s, xp.arange(-before, side + more - before) % side, axis=axis)
         else:
-            wide = xp.zeros((side + len(w) - 1, *s.shape[1:]), s.dtype)
-            wide[before : before + side] = s
-        out = wide[:side] * w[0]
+            shape = (*s.shape[:axis], side + more, *s.shape[axis + 1 :])
+            wide = xp.zeros(shape, s.dtype)
+            wide[at(before)] = s
+        out = wide[at(0)] * w[0]
         for d in range(1, len(w)):
-            out += wide[d : d + side] * w[d]
-        return xp.moveaxis(out, 0, axis)
+            out += wide[at(d)] * w[d]
+        return out
 
     def _units(self, z: Array, values: Array) -> Array:
         """Values of places (n, h, w), one for every unit: the shape of z."""

@@ -125,8 +125,19 @@ class ConvDictionary(LaidFilters):
         """The gradient of ⟨D z, x⟩ in the filters, summed over images: shape (k, fh, fw, c)."""
         total = namespace(x).zeros_like(self.filters)
         for image, maps in zip(x, z, strict=True):  # windows take fh fw as much as an image
-            total += filters_grad(self.framed(image[None]), maps[None], self.filters.shape[1:3])
+            total += filters_grad(self._framed(image[None]), maps[None], self.filters.shape[1:3])
         return total
+
+    def _framed(self, x: Array) -> Array:
+        """Images with all pixels that filters reach: wrapped on a torus, 0 beyond an edge."""
+        xp, (fh, fw) = namespace(x), self.filters.shape[1:3]
+        if self.boundary == "circular":
+            x = xp.concatenate([x, x[:, : fh - 1]], axis=1)
+            return xp.concatenate([x, x[:, :, : fw - 1]], axis=2)
+        (top, left), (n, h, w, c) = self.margins(), x.shape
+        frame = xp.zeros((n, h + 2 * top, w + 2 * left, c), x.dtype)
+        frame[:, top : top + h, left : left + w] = x
+        return frame
 
     def torus(self) -> ConvDictionary:
         """The circular dictionary of which this is a part: its codes are the first h' × w', its

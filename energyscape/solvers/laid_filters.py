@@ -94,17 +94,6 @@ class LaidFilters:
         fh, fw = self.filters.shape[1:3]
         return (fh - 1, fw - 1) if self.boundary == "valid" else (0, 0)
 
-    def framed(self, x: Array) -> Array:
-        """Images with all pixels that filters reach: wrapped on a torus, 0 beyond an edge."""
-        xp, (fh, fw) = namespace(x), self.filters.shape[1:3]
-        if self.boundary == "circular":
-            x = xp.concatenate([x, x[:, : fh - 1]], axis=1)
-            return xp.concatenate([x, x[:, :, : fw - 1]], axis=2)
-        (top, left), (n, h, w, c) = self.margins(), x.shape
-        frame = xp.zeros((n, h + 2 * top, w + 2 * left, c), x.dtype)
-        frame[:, top : top + h, left : left + w] = x
-        return frame
-
     def lam_max(self, x: Array) -> Array:
         """The λ from which on all codes are 0: |D'(m ⊙ x)|_∞ of each image, shape (n,), float64."""
         q = self.analyze(self.weighted(self.images(x)))

@@ -26,7 +26,7 @@ from energyscape.solvers.laid_filters import LaidFilters
 __all__ = ["LocalDictionary", "tiled", "untiled"]
 
 # Of the bound of the largest eigenvalue: vectors, products of each, and the chance that it fails.
-_VECTORS, _PRODUCTS, _FAILS = 2, 64, 1e-6
+_VECTORS, _PRODUCTS, _FAILS = 4, 32, 1e-6
 
 
 def tiled(x: Array, period: int) -> Array:
@@ -145,7 +145,7 @@ class LocalDictionary(LaidFilters):
 
         |A^q g| >= |A|^q |u'g| for the first eigenvector u and any g; if g is normal, u'g is a
         standard normal number, and below t in size with a probability of at most t√(2/π). Of
-        two vectors from a fixed stream, both do with less than one in a million. (The table of
+        four vectors from a fixed stream, all do with less than one in a million. (The table of
         frequencies that `ConvDictionary` has would take eigenvalues of as many channels as a tile
         has pixels.)
         """
@@ -163,11 +163,15 @@ class LocalDictionary(LaidFilters):
     # ------------------------------------------------------------ tiles
 
     def _large(self, x: Array) -> Array:
-        """The frame of ``x`` as large pixels, 0 where the last of them go beyond it."""
-        xp, frame, (h, w) = namespace(x), self.framed(x), self._conv.image_shape
-        wide = xp.zeros((len(x), h * self.period, w * self.period, x.shape[3]), x.dtype)
-        wide[:, : frame.shape[1], : frame.shape[2]] = frame
-        return tiled(wide, self.period)
+        """What filters see of ``x`` as large pixels, 0 where the last of them go beyond it."""
+        (down, across), (top, left), P = self._conv.image_shape, self.margins(), self.period
+        wide = namespace(x).zeros((len(x), down * P, across * P, x.shape[3]), x.dtype)
+        (h, w), (fh, fw) = self.image_shape, self.filters.shape[1:3]
+        wide[:, top : top + h, left : left + w] = x
+        if self.boundary == "circular":
+            wide[:, h : h + fh - 1] = wide[:, : fh - 1]
+            wide[:, :, w : w + fw - 1] = wide[:, :, : fw - 1]
+        return tiled(wide, P)
 
     def _where(self) -> tuple[Array, Array, Array]:
         """Unit, row and column of the numbers of every filter among the pixels that tiles reach."""
