@@ -156,4 +156,4 @@ class MapPools(BaseEstimator):
         P = self._period
         tiles = values.reshape(n, down, P, across, P).transpose(0, 1, 3, 2, 4)
         tiles = tiles.reshape(n, down, across, P * P, 1)
-        return tiles.repeat(k // (P * P), axis=4).reshape(z.shape)
+        return namespace(z).repeat(tiles, k // (P * P), axis=4).reshape(z.shape)
