@@ -123,7 +123,7 @@ _CHAINS = (CD, PCD, FPCD)
 _EXACT = (*_CHAINS, MaximumLikelihood)
 _GUESSED = (*_CHAINS, EnergyLoss, Prediction)
 _CONV = {"tol": 1e-13, "max_iter": 1000, "algorithm": "fista"}
-_SLOPES = {"tol": 1e-9, "max_iter": 3000}
+_SLOPES = {"tol": 1e-9, "max_iter": 3000}  # no duality gap
 _CODES = (Reconstruction, Denoising, Sparsity, Contraction, Saturation)
 
 # Restricted Boltzmann machines: what is said of hidden units and Gibbs chains holds for these.
@@ -350,17 +350,16 @@ OTHERS = [
     ),
     Case(
         "LocalPSD",
-        lambda **k: LocalPSD(period=2, filter_size=(3, 2), sparsity=0.5, **k),
-        _images(40, 4, 5) - 5,
+        lambda **k: LocalPSD(period=2, filter_size=(2, 1), sparsity=0.5, **k),
+        _images(40, 3, 4) - 5,
         _GUESSED[::-1],
         exact=_SLOPES,
     ),
     Case(
         "LocalPSD torus",
         lambda **k: LocalPSD(
-            2,
             period=2,
-            filter_size=2,
+            filter_size=(2, 1),
             boundary="circular",
             encoder=ConvSmoothShrinkEncoder(),
             penalty=MapPools(2, 1.0, 1.5, 0.3),
@@ -374,9 +373,15 @@ OTHERS = [
     Case(
         "LocalPSD lasso",
         lambda **k: LocalPSD(
-            period=3, filter_size=2, boundary="valid", penalty=L1(1.0), positive=True, **k
+            2,
+            period=2,
+            filter_size=(1, 2),
+            boundary="valid",
+            penalty=L1(1.0),
+            positive=True,
+            **k,
         ),
-        _images(40, 2, 2) - 5,
+        _images(40, 2, 3) - 5,
         _GUESSED[::-1],
         exact={"tol": 1e-13},
     ),
