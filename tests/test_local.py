@@ -394,6 +394,8 @@ def test_images_that_cannot_be_are_refused() -> None:
     model = quick().fit(draw(10, 8, 8))
     with pytest.raises(ValueError, match="does not divide the 7×6 places"):
         model.transform(draw(2, 9, 8))
+    with pytest.raises(ValueError, match=r"the 6×7 places of images of 8×9; crop 0 rows and 1 col"):
+        model.sample(shape=(8, 9))
     with pytest.raises(ValueError, match="X has smaller images"):
         model.transform(draw(2, 2, 8))
     with pytest.raises(ValueError, match=r"decodes maps of shape .* in tiles of 2×2"):

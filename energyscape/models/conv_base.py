@@ -312,11 +312,11 @@ class ConvSparseModel(ImageFace, SparseModel):
                 f"{type(self).__name__} has filters of {size[0]}×{size[1]}, X has smaller images, "
                 f"of {shape[0]}×{shape[1]}; take larger ones, or a smaller filter_size"
             )
-        self._check_places([s - self._more(f) for s, f in zip(shape[:2], size, strict=True)])
+        self._check_places(shape[:2])
         return super().read(X, reset)
 
-    def _check_places(self, places: list[int]) -> None:
-        """Raise ValueError where images have other numbers of places than the model can take."""
+    def _check_places(self, sides: tuple[int, ...]) -> None:
+        """Raise ValueError where such images have a number of places that the model cannot take."""
 
     def transform(self, X: Any) -> Any:
         """The best codes of each image, as maps.
@@ -407,6 +407,7 @@ class ConvSparseModel(ImageFace, SparseModel):
     ) -> list[Array]:
         params, kept = self._params, self._state.carry.get("chain/x")
         h, w = self.image_shape_[:2] if shape is None else (int(side) for side in shape)
+        self._check_places((h, w))
         if start is not None:
             x = self._finite(self._images(start, "start", n, (h, w)), "start")
         elif kept is not None and kept.shape[1:3] == (h, w):

@@ -180,7 +180,8 @@ are several
 
     # ------------------------------------------------------------ the face
 
-    def _check_places(self, places: list[int]) -> None:
+    def _check_places(self, sides: tuple[int, ...]) -> None:
+        places = [s - self._more(f) for s, f in zip(sides, self._size, strict=True)]
         P, more = self.period, [p % self.period for p in places]
         if not any(more):
             return
@@ -189,8 +190,8 @@ are several
         )
         raise ValueError(
             f"{type(self).__name__} has a period of {P}, which does not divide the "
-            f"{places[0]}×{places[1]} places of filters in these images; {way}, or another period "
-            "or filter_size"
+            f"{places[0]}×{places[1]} places of images of {sides[0]}×{sides[1]}; {way}, or another "
+            "period or filter_size"
         )
 
     @property
