@@ -7,8 +7,8 @@ Simple cells see a window of the image around their own place and share filters 
 those a period P down and across, so that the P²u filters of a period cover images of any size.
 s(p) is the mean square of the codes near p (`penalties.MapPools`), the energy of a complex cell: it
 costs less to be on where neighbours are, and filters that lie near become alike in all but phase,
-in maps of orientation with pinwheels (Gregor and LeCun, 2010, who pool in the same way; the
-equations here are this library's).
+in maps of orientation with pinwheels. (The idea is Gregor and LeCun's, whose complex cells pool
+overlapping neighbourhoods of the map, too; the equations are this library's.)
 
 References
 ----------
