@@ -32,7 +32,7 @@ from structure import neighbours, smoothness
 
 SIZE, PERIOD, TILES, CROPS = 11, 16, 9, 200
 NEAR, STRENGTH, EPSILON = 3, 1.0, 0.1
-STEPS, BATCH, RATE, TOL, MOST, SEED = 1500, 4, 0.7, 3e-2, 40, 0
+STEPS, BATCH, RATE, TOL, MOST, SEED = 1000, 4, 0.7, 3e-2, 40, 0
 MAPS, ALONE = "neighbours pay together", "each code pays"
 
 
