@@ -25,14 +25,19 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"energyscape: GPU {status.name if status.usable else 'not used: ' + status.reason}"
 
 
-# Rows of tables that take eight seconds or more, most of them chains of whole images or of gated
+# Rows of tables that take four seconds or more, most of them chains of whole images or of gated
 # models that warm up: test → parts of the row's name. Other rows keep these tests quick.
 _LONG = {
     "test_a_model_comes_back_whole": ("TiledMPoT", "FieldsOfExperts", "DeepAutoEncoder"),
     "test_a_wrong_temperature_is_seen": ("PoT", "McRBM", "FieldsOfExperts"),
     "test_code_runs_and_prints_what_is_shown": ("sparse.md", "gated.md", "sampling.md", "deep.md"),
-    "test_containers_in_are_containers_out": ("PoT", "SparseCoding"),
-    "test_every_model_can_be_looked_at": ("TiledMPoT", "FieldsOfExperts"),
+    "test_containers_in_are_containers_out": ("PoT", "SparseCoding", "PSD", "LISTA"),
+    "test_every_model_can_be_looked_at": (
+        "TiledMPoT",
+        "FieldsOfExperts",
+        "SparseCoding groups",
+        "LocalPSD",
+    ),
     "test_exact_draws_do_not_drift": (
         "tempered Gibbs-PoT",
         "tempered Gibbs-McRBM",

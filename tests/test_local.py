@@ -374,7 +374,7 @@ def test_dead_filters_are_replaced_and_others_stay() -> None:
         ({"period": 0}, "LocalPSD.period must be an integer >= 1"),
         ({"period": 4}, r"period of 4, which does not divide the 6×6 .* crop 2 rows and 2 columns"),
         ({"period": 7}, "does not divide the 6×6 places .* take larger ones"),
-        ({"dictionary": np.ones((3, 3, 3))}, r"dictionary must have shape \(4, 3, 3, 1\)"),
+        ({"dictionary": np.ones((3, 3, 3))}, r"dictionary must have shape \(4, 3, 3\)"),
         ({"penalty": MapPools(strength=0.0)}, "λ must be > 0"),
         ({"penalty": MapPools(0)}, "MapPools.size must be an integer >= 1"),
         ({"penalty": MapPools(sigma=0.0)}, "MapPools.sigma must be > 0"),

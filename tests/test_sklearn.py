@@ -76,6 +76,8 @@ def test_scikit_learn_checks_at_the_defaults(estimator: Any, check: Any) -> None
     check(estimator)
 
 
+# One of six trajectories that diverges says nothing of what this is about.
+@pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_models_construct_without_arguments_and_clone(case: Case) -> None:
     model = type(case.make())()
@@ -86,7 +88,7 @@ def test_models_construct_without_arguments_and_clone(case: Case) -> None:
     trainer = short(case.trainers[0], n_epochs=1, tol=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = case.make(trainer=trainer).fit(case.data)
+        fitted = case.make(trainer=trainer, random_state=0).fit(case.data)
     assert isinstance(fitted.trainer_, type(trainer))
     again = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(again.transform(case.data), fitted.transform(case.data))
