@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_conv_sparse import filters, planted
 
-from energyscape.models import PSD, ConvPSD, ConvSparseCoding
+from energyscape.models import PSD, ConvPSD, ConvSparseCoding, encoded
 from energyscape.models.conv_encoders import (
     ConvLISTAEncoder,
     ConvShrinkEncoder,
@@ -188,3 +188,12 @@ def test_maps_of_larger_images_are_those_of_smaller_ones() -> None:
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ConvPSD(3, filter_size=3, **settings).fit(np.ones((4, 6, 6)))
+
+
+def test_maps_that_are_made_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    X = np.random.default_rng(0).standard_normal((40, 8, 9))
+    trainer = EnergyLoss(n_epochs=1, batch_size=40)
+    model = ConvPSD(4, filter_size=3, tol=0.1, trainer=trainer, random_state=0).fit(X)
+    whole = model.transform(X)
+    monkeypatch.setattr(encoded, "_NUMBERS", 90)  # less than the maps of an image have
+    np.testing.assert_allclose(model.transform(X), whole, rtol=1e-12, atol=1e-14)

@@ -145,6 +145,10 @@ class ConvPSD(PSD, ConvSparseModel):
         rows = namespace(R).abs(R).sum(axis=(1, 2, 3))
         return float(rows.max()) / (len(x) * math.prod(x.shape[1:3]))
 
+    def code_numbers(self, params: Params, x: Array) -> int:
+        """Numbers of the maps of one of the images ``x``."""
+        return math.prod(self._maps(x.shape[1:3])) * len(params["D"])
+
     def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
         own = ConvSparseModel.param_shapes(self, n_features) | {"power": ()}
         k, *size = self._shape(self._n_channels)

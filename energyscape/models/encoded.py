@@ -77,15 +77,21 @@ class EncodedModel(SparseModel):
 
     def guess(self, params: Params, x: Array) -> Array:
         """f(x), shape (n, n_components)."""
-        encoder, n, m = self.chosen_encoder(), len(x), params["D"].shape[1]
-        size = max(32, _NUMBERS // m)
-        if n <= size or is_gpu_array(x):
-            return encoder.forward(params, x, self.positive)[0]
-        h = namespace(x).empty((n, m), x.dtype)
-        for lo in range(0, n, size):
+        encoder, n = self.chosen_encoder(), len(x)
+        size = n if is_gpu_array(x) else max(1, _NUMBERS // self.code_numbers(params, x))
+        first = encoder.forward(params, x[:size], self.positive)[0]
+        if n <= size:
+            return first
+        h = namespace(x).empty((n, *first.shape[1:]), x.dtype)
+        h[:size] = first
+        for lo in range(size, n, size):
             part = slice(lo, lo + size)
             h[part] = encoder.forward(params, x[part], self.positive)[0]
         return h
+
+    def code_numbers(self, params: Params, x: Array) -> int:
+        """Numbers of the code of one of the rows ``x``."""
+        return int(params["D"].shape[1])
 
     def prediction_grad(self, params: Params, x: Array, h: Array, weights: Array) -> Params:
         """Σ_i w_i ∂/∂θ ½|h_i - f(x_i)|² in the encoder; 0 in the dictionary."""
