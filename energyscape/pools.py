@@ -93,11 +93,7 @@ def arrangement(P: np.ndarray, together: np.ndarray) -> np.ndarray:
     shared, together = (P.T @ P) * empty, together * empty
     order = np.arange(len(together))
     while True:
-        here = together[np.ix_(order, order)]
-        across = shared @ here
-        own = np.diag(across)
-        # What a swap of i and j adds to half of Σ shared · here.
-        gain = across + across.T - own[:, None] - own + 2 * shared * here
+        gain = _of_swaps(shared, together[np.ix_(order, order)])
         i, j = np.unravel_index(gain.argmax(), gain.shape)
         if not gain[i, j] > 1e-9:
             return order
@@ -121,13 +117,18 @@ def best_swap(P: Array, together: Array, least: float) -> Array:
     xp, k = namespace(P), P.shape[1]
     empty = 1 - xp.eye(k, dtype=P.dtype)
     shared, here = (P.T @ P) * empty, together * empty
-    across = shared @ here
-    own = xp.diagonal(across)
-    gain = (across + across.T - own[:, None] - own + 2 * shared * here).ravel()
+    gain = _of_swaps(shared, here).ravel()
     best, source = gain.argmax(), xp.arange(k)
     i, j = best // k, best % k
     order = xp.where(source == i, j, xp.where(source == j, i, source))
     return xp.take(P, xp.where(gain.max() > least, order, source), axis=1)
+
+
+def _of_swaps(shared: Array, here: Array) -> Array:
+    """What a swap of i and j adds to half of Σ shared · here, shape (k, k)."""
+    across = shared @ here
+    own = namespace(across).diagonal(across)
+    return across + across.T - own[:, None] - own + 2 * shared * here
 
 
 def log_integral(s: int, epsilon: float) -> float:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from energyscape.activations import Identity
 from energyscape.backend import Array, namespace, to_device
 from energyscape.errors import CapabilityError
 from energyscape.layers import Affine, LayerPass, backward_chain
-from energyscape.models.labelled import LabelledModel, label_slopes
+from energyscape.models.labelled import LabelledModel, check_early, label_slopes
 from energyscape.models.stacks import StackedAutoEncoder
 from energyscape.registry import register
 from energyscape.sources import Rows
@@ -82,12 +81,9 @@ class FineTunedClassifier(LabelledModel):
     def check_pair(self, model: Any, trainer: Any) -> None:
         """Raise unless the model's encoder is a chain of layers, for settings that cannot be, and
         for transforms of rows that the model adds units to."""
-        # Rates by name must wait for the layers that they name.
-        bare, early = type(self)(), clone(trainer)
+        bare = type(self)()
         bare._depth = 0
-        if getattr(early.optimizer, "rates", None):
-            early.set_params(optimizer__rates=None)
-        early.validate(bare)
+        check_early(trainer, bare)
         if not any(hasattr(model, part) for part in ("affine_layers", "unroll", "network_inputs")):
             raise CapabilityError(
                 "FineTunedClassifier needs a model whose encoder is a chain of layers (it offers "

@@ -34,9 +34,8 @@ from energyscape.solvers.conv_descent import conv_descent
 from energyscape.solvers.conv_dictionary import ConvDictionary
 from energyscape.solvers.conv_fista import conv_fista
 from energyscape.solvers.encode import Codes
-from energyscape.solvers.laid_filters import BOUNDARIES
+from energyscape.solvers.laid_filters import BOUNDARIES, longer
 from energyscape.solvers.local_dictionary import LocalDictionary, tiled, untiled
-from energyscape.sources import Rows
 from energyscape.verbs import Params, as_column
 
 _SPARSITY = 0.2
@@ -117,7 +116,7 @@ class ConvSparseModel(ImageFace, SparseModel):
 
     def _more(self, size: int) -> int:
         """By how much an image is longer than its places."""
-        return {"full": 1, "valid": -1, "circular": 0}[self.boundary] * (size - 1)
+        return longer(self.boundary, size)
 
     def dictionary_at(
         self, params: Params, sides: tuple[int, int]
@@ -226,8 +225,12 @@ class ConvSparseModel(ImageFace, SparseModel):
 
     def joint_energy(self, params: Params, x: Array, h: Array) -> Array:
         """E(x, z), shape (n,), float64."""
-        rest = x - self.decode(params, h)
-        weighted = self.dictionary_at(params, x.shape[1:3]).weighted(rest)
+        dictionary = self.dictionary_at(params, x.shape[1:3])
+        rest = x - dictionary.synthesize(h)
+        return self.energy_of(params, rest, dictionary.weighted(rest), h)
+
+    def energy_of(self, params: Params, rest: Array, weighted: Array, h: Array) -> Array:
+        """½ Σ m ⊙ rest² and what the codes pay, shape (n,), float64."""
         squares = (rest * weighted).sum(axis=(1, 2, 3), dtype=np.float64)
         pools = self.pools(params)
         if pools is not None:
@@ -243,16 +246,14 @@ class ConvSparseModel(ImageFace, SparseModel):
         """Σ_i w_i ∂E(x_i, z_i)/∂θ at fixed codes."""
         if not self.moves_dictionary:
             return {}
-        rest = self.residual(params, x, h) * -as_column(weights, x)
-        return {"D": self.dictionary_at(params, x.shape[1:3]).slopes(rest, h)}
+        dictionary = self.dictionary_at(params, x.shape[1:3])
+        rest = dictionary.weighted(x - dictionary.synthesize(h)) * -as_column(weights, x)
+        return {"D": dictionary.slopes(rest, h)}
 
     def joint_input_grad(self, params: Params, x: Array, h: Array) -> Array:
         """∂E/∂x = m ⊙ (x - D z) at fixed codes, the shape of x."""
-        return self.residual(params, x, h)
-
-    def residual(self, params: Params, x: Array, h: Array) -> Array:
-        """m ⊙ (x - D z), the shape of x."""
-        return self.dictionary_at(params, x.shape[1:3]).weighted(x - self.decode(params, h))
+        dictionary = self.dictionary_at(params, x.shape[1:3])
+        return dictionary.weighted(x - dictionary.synthesize(h))
 
     def decode(self, params: Params, h: Array) -> Array:
         """D z, shape (n, h, w, c)."""
@@ -304,16 +305,16 @@ class ConvSparseModel(ImageFace, SparseModel):
 
     # ------------------------------------------------------------ the face
 
-    def read(self, X: Any, reset: bool) -> Rows:
-        """Checked images, (n, h, w) or (n, h, w, channels), no smaller than the filters."""
-        shape, size = as_images(self, X).event_shape, self._size
-        if shape[0] < size[0] or shape[1] < size[1]:
+    def check_sides(self, sides: tuple[int, ...]) -> None:
+        """Raise ValueError for images that are smaller than the filters, or have a number of places
+        that the model cannot take."""
+        size = self._size
+        if sides[0] < size[0] or sides[1] < size[1]:
             raise ValueError(
                 f"{type(self).__name__} has filters of {size[0]}×{size[1]}, X has smaller images, "
-                f"of {shape[0]}×{shape[1]}; take larger ones, or a smaller filter_size"
+                f"of {sides[0]}×{sides[1]}; take larger ones, or a smaller filter_size"
             )
-        self._check_places(shape[:2])
-        return super().read(X, reset)
+        self._check_places(sides)
 
     def _check_places(self, sides: tuple[int, ...]) -> None:
         """Raise ValueError where such images have a number of places that the model cannot take."""
@@ -338,7 +339,7 @@ class ConvSparseModel(ImageFace, SparseModel):
         """
         check_is_fitted(self)
         flat = super().transform(X)
-        maps = self._maps(as_images(self, X).event_shape[:2])
+        maps = self._maps(np.shape(X)[1:3])
         return untiled(flat.reshape(len(flat), *maps, -1), self.period)
 
     def _codes_and_gaps(self, params: Params, x: Array) -> Array:

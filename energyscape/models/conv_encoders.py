@@ -35,6 +35,7 @@ from energyscape.models.encoders import (
 from energyscape.models.unrolled import UnrolledEncoder
 from energyscape.registry import register
 from energyscape.solvers.conv_dictionary import ConvDictionary
+from energyscape.solvers.laid_filters import longer
 from energyscape.solvers.local_dictionary import LocalDictionary
 from energyscape.verbs import Params
 
@@ -87,10 +88,9 @@ class ConvEncoder(Encoder):
         return self.filters(W, x).slopes(x, du)
 
     def respond_back(self, W: Array, du: Array) -> Array:
-        more = {"full": 1, "valid": -1, "circular": 0}[self._boundary]
-        P = self._period
-        h, w = (P * s + more * (f - 1) for s, f in zip(du.shape[1:3], W.shape[1:3], strict=True))
-        return laid_out(W, (h, w), self._boundary, period=P).synthesize(du)
+        edge, P = self._boundary, self._period
+        h, w = (P * s + longer(edge, f) for s, f in zip(du.shape[1:3], W.shape[1:3], strict=True))
+        return laid_out(W, (h, w), edge, period=P).synthesize(du)
 
     def shapes(self, n_features: Any, m: int) -> dict[str, tuple[int, ...]]:
         return {name: (m,) for name in self.names} | {"W": (m, *n_features)}

@@ -22,6 +22,7 @@ from energyscape.models.conv_encoders import ConvShrinkEncoder
 from energyscape.models.conv_filters import correlations
 from energyscape.models.psd import PSD
 from energyscape.registry import register
+from energyscape.solvers.laid_filters import Batch
 from energyscape.solvers.local_dictionary import untiled
 from energyscape.trainers import EnergyLoss
 from energyscape.verbs import Params
@@ -159,10 +160,10 @@ class ConvPSD(PSD, ConvSparseModel):
     def _codes_and_gaps(self, params: Params, x: Array) -> Array:
         if self.exact:
             return ConvSparseModel._codes_and_gaps(self, params, x)
-        guess, alpha, lam = self.guess(params, x), self.pull(), float(params["lam"])
-        dictionary, pools = self.dictionary_at(params, x.shape[1:3]), self.pools(params)
-        rest = x - dictionary.synthesize(guess)
-        gap = dictionary.relative_gap(x, guess, rest, lam, self.positive, alpha, guess, pools)
+        guess, dictionary = self.guess(params, x), self.dictionary_at(params, x.shape[1:3])
+        pull = self.pull(), guess, self.pools(params)
+        batch = Batch(dictionary, x, float(params["lam"]), self.tol, self.positive, *pull)
+        gap = batch.gap(guess, x - dictionary.synthesize(guess))
         flat = guess.reshape(len(x), -1)
         return namespace(x).concatenate([flat, gap[:, None].astype(x.dtype)], axis=1)
 

@@ -174,10 +174,12 @@ optional
         wide, codes = np.float64, self.infer(params, x)
         A = correlations(codes.h, self._size, self.boundary == "circular")
         A = A.astype(wide)
-        rest = self.residual(params, x, codes.h)
-        pull = self.dictionary_at(params, x.shape[1:3]).slopes(rest, codes.h).astype(wide)
+        dictionary = self.dictionary_at(params, x.shape[1:3])
+        rest = x - dictionary.synthesize(codes.h)
+        weighted = dictionary.weighted(rest)
+        pull = dictionary.slopes(weighted, codes.h).astype(wide)
         return {
-            "energy": self.joint_energy(params, x, codes.h).sum(),
+            "energy": self.energy_of(params, rest, weighted, codes.h).sum(),
             "A": A,
             "B": correlated(A, params["D"].astype(wide)) + pull,
             "places": namespace(x).asarray(float(len(x) * math.prod(codes.h.shape[1:3]))),

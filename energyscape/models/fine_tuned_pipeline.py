@@ -28,7 +28,7 @@ from energyscape.backend import Array, namespace, to_device
 from energyscape.errors import CapabilityError
 from energyscape.layers import LayerPass
 from energyscape.models.inputs import as_images
-from energyscape.models.labelled import LabelledModel, label_slopes
+from energyscape.models.labelled import LabelledModel, check_early, label_slopes
 from energyscape.optim import Adam
 from energyscape.registry import register
 from energyscape.sources import Rows
@@ -142,12 +142,9 @@ class FineTunedPipeline(LabelledModel):
 
     def check_pair(self, model: Any, trainer: Any) -> None:
         """Raise unless the model is a pipeline of stages, and for settings that cannot be."""
-        # Rates by name must wait for the stages that they name.
-        bare, early = type(self)(), clone(trainer)
+        bare = type(self)()
         bare._set_names([])
-        if getattr(early.optimizer, "rates", None):
-            early.set_params(optimizer__rates=None)
-        early.validate(bare)
+        check_early(trainer, bare)
         inner = model.estimator if isinstance(model, FrozenEstimator) else model
         if not isinstance(inner, Pipeline):
             raise CapabilityError(

@@ -68,6 +68,7 @@ class ImageFace:
         """Checked images, (n, h, w) or (n, h, w, channels), as rows with a channel axis."""
         rows = as_images(self, X)
         shape = rows.event_shape
+        self.check_sides(shape[:2])
         if reset:
             self.image_shape_, self.n_features_in_ = shape, math.prod(shape)
         wanted = (*self.image_shape_, 1)[2]
@@ -77,6 +78,9 @@ class ImageFace:
                 f"of shape {shape}"
             )
         return open_rows(rows.X, (*shape, 1)[:3])
+
+    def check_sides(self, sides: tuple[int, ...]) -> None:
+        """Raise ValueError for images of these sides where they cannot be read."""
 
     @property
     def _n_channels(self: Any) -> int:

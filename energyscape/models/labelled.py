@@ -283,6 +283,15 @@ class LabelledModel(ParametersMixin, PersistenceMixin, ClassifierMixin, BaseEsti
             self._state.move(device)
 
 
+def check_early(trainer: Any, bare: Any) -> None:
+    """Raise for settings that cannot be before anything is fitted; ``bare`` has no arrays, and
+    rates by name must wait for those that they name."""
+    early = clone(trainer)
+    if getattr(early.optimizer, "rates", None):
+        early.set_params(optimizer__rates=None)
+    early.validate(bare)
+
+
 def label_slopes(logits: Array, y: Array, scale: float) -> Array:
     """``scale`` times Σ_i ∂/∂a [-log p(y_i|x_i)], the shape of ``logits``."""
     xp = namespace(y)

@@ -21,7 +21,13 @@ import numpy as np
 from energyscape.backend import Array, namespace, to_host
 from energyscape.solvers.duality import duality_gap
 
-BOUNDARIES = ("full", "valid", "circular")
+_LONGER = {"full": 1, "valid": -1, "circular": 0}
+BOUNDARIES = tuple(_LONGER)
+
+
+def longer(boundary: str, size: int) -> int:
+    """By how much an image is longer than its places, of filters of that ``size``."""
+    return _LONGER[boundary] * (size - 1)
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,7 @@ class LaidFilters:
         norms = (filters.astype(np.float64) ** 2).sum(axis=(1, 2, 3))
         if not bool((xp.isfinite(norms) & (norms > 0)).all()):
             raise ValueError("Filters contain NaN or infinity, or are 0 everywhere.")
-        more = {"full": -1, "valid": 1, "circular": 0}[boundary]
-        sides = h + more * (fh - 1), w + more * (fw - 1)
+        sides = h - longer(boundary, fh), w - longer(boundary, fw)
         self.filters, self.boundary, self.dtype = filters, boundary, filters.dtype
         self.image_shape, self.places = (int(h), int(w)), (int(sides[0]), int(sides[1]))
         self.squared_norms = norms
@@ -135,18 +140,15 @@ class LaidFilters:
         positive: bool = False,
         alpha: float = 0.0,
         prediction: Array | None = None,
-        penalty: Any = None,
     ) -> Array:
         """Duality gap over ½ Σ m x² + (α/2)|f|², of images with the residual x - D z: shape (n,),
-        float64. With a smooth ``penalty`` of maps, the largest slope over that of z = 0.
+        float64.
 
         The weights are √m in front of D and x, so that `duality_gap` needs D'(m ⊙ r) and Σ m r²; a
         prediction f is further rows √α of the identity, and further pixels √α f.
         """
         weighted = self.weighted(residual)
         q = self.analyze(weighted)
-        if penalty is not None:
-            return self._slope(x, z, q, penalty, positive, alpha, prediction)
         squares, energy = _dot(weighted, residual), 0.5 * _dot(self.weighted(x), x)
         if alpha:
             away = z - prediction
@@ -158,25 +160,25 @@ class LaidFilters:
         # Of an image that is 0, codes of 0 leave no gap.
         return gap / namespace(x).maximum(energy, np.finfo(np.float64).tiny)
 
-    def _slope(
+    def steepest(
         self,
-        x: Array,
         z: Array,
-        q: Array,
-        penalty: Any,
-        positive: bool,
-        alpha: float,
-        prediction: Array | None,
+        residual: Array,
+        penalty: Any = None,
+        positive: bool = False,
+        alpha: float = 0.0,
+        prediction: Array | None = None,
     ) -> Array:
-        xp, first = namespace(x), self.analyze(self.weighted(x))
-        q -= penalty.code_grad(z)
+        """The largest slope of the energy, of a smooth ``penalty``, in the codes of each image:
+        shape (n,), float64."""
+        xp, q = namespace(z), self.analyze(self.weighted(residual))
+        if penalty is not None:
+            q -= penalty.code_grad(z)
         if alpha:
-            q -= alpha * (z - prediction)
-            first += alpha * prediction  # type: ignore[operator]
+            q += alpha * (prediction - z)
         if positive:
             q = xp.where((z == 0) & (q < 0), 0, q)
-        left, most = (xp.abs(v.reshape(len(v), -1)).max(axis=1) for v in (q, first))
-        return left.astype(np.float64) / xp.maximum(most, np.finfo(most.dtype).tiny)
+        return xp.abs(q.reshape(len(q), -1)).max(axis=1).astype(np.float64)
 
     def _check(self, what: str, given: Array, shape: tuple[int, ...]) -> None:
         if given.ndim != 4 or tuple(given.shape[1:]) != shape:
@@ -237,13 +239,24 @@ class Batch:
         xp, n = namespace(self.x), len(x)
         self._z = xp.empty((n, *dictionary.maps_shape), dictionary.dtype)
         self._gap, self._rows = np.empty(n), np.arange(n)
+        self._most: Array = None
+        if penalty is not None:
+            none = xp.zeros_like(self._z)
+            most = dictionary.steepest(none, self.x, alpha=self.alpha, prediction=prediction)
+            self._most = xp.maximum(most, np.finfo(np.float64).tiny)
+
+    def gap(self, z: Array, residual: Array) -> Array:
+        """Duality gap of each image that is left, with the residual x - D z, over the energy of
+        z = 0; with a ``penalty`` the largest slope over that at z = 0. Shape (n,), float64."""
+        pull = self._positive, self.alpha, self.prediction
+        if self.penalty is None:
+            return self._dictionary.relative_gap(self.x, z, residual, self.lam, *pull)
+        return self._dictionary.steepest(z, residual, self.penalty, *pull) / self._most
 
     def leave(self, z: Array, residual: Array, last: bool) -> Array | None:
         """Take note of the codes of images whose gap is small enough, of all if it is the ``last``
         time. Returns the places among ``z`` of those that stay, None if all do."""
-        relative_gap = self._dictionary.relative_gap
-        pull = self.alpha, self.prediction, self.penalty
-        gap = to_host(relative_gap(self.x, z, residual, self.lam, self._positive, *pull))
+        gap = to_host(self.gap(z, residual))
         self._gap[self._rows] = gap
         done = (gap <= self._tol) | last
         if not done.any():
@@ -253,6 +266,7 @@ class Batch:
         self._z[xp.asarray(self._rows[done])] = z[gone]
         self.x, self._rows = self.x[keep], self._rows[~done]
         self.prediction = None if self.prediction is None else self.prediction[keep]
+        self._most = None if self._most is None else self._most[keep]
         return keep
 
     def codes(self, n_iter: int) -> ConvCodes:
