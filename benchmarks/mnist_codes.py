@@ -1,10 +1,12 @@
 """Positive codes of digits: their atoms, logistic regression on quick codes, and codes with labels.
 
     python benchmarks/mnist_codes.py
+    python benchmarks/mnist_codes.py --part patches
+    python benchmarks/mnist_codes.py --part labels
 
-Parts: atoms of `SparseCoding` with codes >= 0 on whole digits less their mean, of length 1, with
+Digits: atoms of `SparseCoding` with codes >= 0 on whole digits less their mean, of length 1, with
 λ = 0.01, from random numbers on, by `EnergyLoss`, pictured. (With λ ten times as large, and on
-digits as they are with 20 to 30 codes on, atoms are whole digits.) Codes of patches, as in
+digits as they are with 20 to 30 codes on, atoms are whole digits.) Patches: codes as in
 table 3 of Gregor and LeCun (2010): a dictionary of 256 atoms for patches of 16×16 at stride 3, the
 5×5 patches of a digit coded each by itself with codes >= 0, and scikit-learn's logistic regression
 (lbfgs, on sparse matrices) on the 6400 numbers, each divided by its deviation; codes are those of
@@ -275,53 +277,66 @@ def with_labels(X: Any, y: Any, test: Any, z: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------- the table
 
 
-def rows_of(record: dict[str, Any]) -> list[list[str]]:
+def digits(chosen: Any) -> None:
+    X, _, _, _ = sets()
+    clock, record = Clock(), parts(X)
+    seconds = record["seconds"] = clock()
+    text = (
+        f"`docs/images/mnist_parts.png`: the 144 most used of {ATOMS} atoms with positive codes, "
+        f"λ = {DIGIT_LAM:g}; {record['on']:.0f} codes on explain {100 * record['explained']:.0f} % "
+        f"of a digit, and {100 * record['inked']:.0f} % of an atom is above a tenth of its "
+        f"maximum. {seconds / 60:.0f} minutes."
+    )
+    write(chosen, "mnist_parts", "Parts of digits", text, record)
+
+
+def regressions(chosen: Any) -> None:
     from gated_filters import verdict
 
-    lines, labels = [], record["labels"]
+    record, lines = patch_codes(*sets()), []
     for name, published in PUBLISHED.items():
-        found = record["patches"][name]
+        found = record[name]
         each = ", ".join(f"{c:g}: {e:.2f}" for c, e in found["held out"].items())
         met = verdict(found["test"] <= published + WITHIN)
         said = f"25×{CODES} codes, {name}" + (f"-{STEPS}" if name == "LCoD" else "")
         target = f"≤ {published + WITHIN:.2f}: {met}"
         lines.append([said, f"**{found['test']:.2f} %**", str(published), target, each])
-    met = f"≤ {ERROR}: {verdict(labels['test'] <= ERROR)}"
-    error = f"**{labels['test']:.2f} %**"
-    return [*lines, [f"DrSAE, {UNITS} units", error, "1.08 (second hand)", met, ""]]
-
-
-def main() -> None:
-    chosen = options(__doc__, threads=1)
-    X, y, test, z = sets()
-    clock = Clock()
-    record: dict[str, Any] = {"parts": parts(X), "seconds": {"parts": clock()}}
-    record["patches"] = patch_codes(X, y, test, z)
-    record["seconds"]["patches"] = clock()
-    record["labels"] = with_labels(X, y, test, z)
-    record["seconds"]["labels"] = clock()
-    atoms, codes, labels = record["parts"], record["patches"], record["labels"]
-    near, far = labels["units"]["smallest"], labels["units"]["largest"]
-    spent = ", ".join(f"{name} {s / 60:.0f} min" for name, s in record["seconds"].items())
-    header = ["", "test error", "published", "target", "held-out error by C"]
+    spent = ", ".join(f"{name} {s / 60:.1f} min" for name, s in record["seconds"].items())
     text = [
-        table(header, rows_of(record)),
-        f"Squared error of a patch's code: LCoD-{STEPS} {codes['error of LCoD']:.3g}, {STEPS} "
-        f"steps of plain coordinate descent {codes['error of CoD']:.3g}; "
-        f"{100 * codes['converged']['on']:.0f} % of the converged codes on.",
-        f"DrSAE: {labels['training']:.2f} % on 10,000 training digits, {labels['on']:.0f} units on "
-        "for a digit. The eighth of the units with the smallest angle between a row of E and its "
-        f"column of D ({near['angle']:.0f}° on the mean) has weights in C of length "
+        table(["", "test error", "published", "target", "held-out error by C"], lines),
+        f"Squared error of a patch's code: LCoD-{STEPS} {record['error of LCoD']:.3g}, {STEPS} "
+        f"steps of plain coordinate descent {record['error of CoD']:.3g}; "
+        f"{100 * record['converged']['on']:.0f} % of the converged codes on. Time: {spent}.",
+    ]
+    write(chosen, "mnist_codes", "Codes of digits' patches", "\n\n".join(text), record)
+
+
+def labels(chosen: Any) -> None:
+    from gated_filters import verdict
+
+    record = with_labels(*sets())
+    near, far = record["units"]["smallest"], record["units"]["largest"]
+    line = [f"DrSAE, {UNITS} units, T = {T}", f"**{record['test']:.2f} %**", "1.08 (second hand)"]
+    text = [
+        table(
+            ["", "test error", "published", "target"],
+            [[*line, f"≤ {ERROR}: {verdict(record['test'] <= ERROR)}"]],
+        ),
+        f"{record['training']:.2f} % on 10,000 training digits, {record['on']:.0f} units on for a "
+        "digit. The eighth of the units with the smallest angle between a row of E and its column "
+        f"of D ({near['angle']:.0f}° on the mean) has weights in C of length "
         f"{near['weight in C']:.2f}, that with the largest ({far['angle']:.0f}°) of "
         f"{far['weight in C']:.2f}. `docs/images/mnist_drsae.png`: rows of E, below them columns "
         "of D, for the 32 units with the smallest angles (parts), then for the 32 with the largest "
-        "(prototypes).",
-        f"`docs/images/mnist_parts.png`: the 144 most used of {ATOMS} atoms with positive codes; "
-        f"{atoms['on']:.0f} codes on explain {100 * atoms['explained']:.0f} % of "
-        f"a digit, and {100 * atoms['inked']:.0f} % of an atom is above a tenth of its maximum.",
-        f"Time: {spent}.",
+        f"(prototypes). {record['seconds'] / 60:.0f} minutes.",
     ]
-    write(chosen, "mnist_codes", "Codes of digits", "\n\n".join(text), record)
+    write(chosen, "mnist_drsae", "Codes of digits with labels", "\n\n".join(text), record)
+
+
+def main() -> None:
+    run = {"digits": digits, "patches": regressions, "labels": labels}
+    chosen = options(__doc__, threads=1, part={"choices": [*run], "default": "digits"})
+    run[chosen.part](chosen)
 
 
 if __name__ == "__main__":
