@@ -7,6 +7,7 @@ because a random row of an HDF5 chunk costs as much as the chunk.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,6 +98,17 @@ class Rows:
             return None
         return self.y[rows if self.index is None else self.index[rows]]
 
+    def labelled(self, y: np.ndarray) -> Rows:
+        """The same rows with labels of any shape, one for each of them in their order."""
+        rows = copy.copy(self)
+        rows.y = np.empty((self.X.shape[0], *y.shape[1:]), y.dtype)
+        rows.y[self._mine()] = y
+        return rows
+
+    def _mine(self) -> Any:
+        """Where these rows are in ``X``."""
+        return slice(None) if self.index is None else self.index
+
     def pick(self, n: int, rng: Any) -> Any:
         """Indices of ``n`` random rows, or of all in their order where there are no more."""
         if n >= len(self):
@@ -173,7 +185,10 @@ class StoredRows(Rows):
         return part.astype(self.dtype, copy=False).reshape(len(part), *self.event_shape)
 
     def labels(self, rows: Any) -> np.ndarray | None:
-        return None if self.y is None else self.y[self.lo : self.hi][rows]
+        return None if self.y is None else self.y[self._mine()][rows]
+
+    def _mine(self) -> Any:
+        return slice(self.lo, self.hi)
 
     def batches(self, batch_size: int, rng: Any) -> Iterator[tuple[Array, np.ndarray | None]]:
         size = self.block_rows

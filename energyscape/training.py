@@ -22,11 +22,11 @@ from sklearn.base import BaseEstimator
 from tqdm import tqdm
 
 from energyscape import io
-from energyscape.backend import Array, Purpose, namespace, stream, to_device
+from energyscape.backend import Array, Purpose, namespace, stream, to_device, to_host
 from energyscape.errors import DivergenceError
 from energyscape.optim import Moment
 from energyscape.registry import register
-from energyscape.sources import Rows
+from energyscape.sources import Rows, rows_per_block
 from energyscape.trainers.base import Batch
 from energyscape.verbs import Params, check_count, speaks
 
@@ -117,6 +117,7 @@ def run(
         return
     if plan.span is not None and trainer.converged(state.history):
         return
+    rows = _with_targets(model, trainer, state, rows, plan)
     monitor = Monitor(model, trainer, state, rows, held_out, plan)
     per_epoch = trainer.updates_per_epoch(len(rows))
     good = _snapshot(state)
@@ -159,6 +160,22 @@ def run(
                 if isinstance(error, KeyboardInterrupt) and hasattr(callback, "interrupted"):
                     callback.interrupted(model, state)
             raise
+
+
+def _with_targets(model: Any, trainer: Any, state: TrainState, rows: Rows, plan: Plan) -> Rows:
+    """Rows with the trainer's targets, where it has some, rows stay as they are, and all targets
+    fit in scikit-learn's ``working_memory``."""
+    if trainer.batch_transform is not None:
+        return rows
+
+    def targets(part: Array) -> Any:
+        return trainer.targets(model, state.params, _cast(to_device(part, plan.device), state))
+
+    first = targets(rows.take(slice(0, 1)))
+    if first is None or rows_per_block(first.nbytes) < len(rows):
+        return rows
+    size = max(1, EPOCH_BLOCK_BYTES // max(1, rows.row_bytes, first.nbytes))
+    return rows.labelled(np.concatenate([to_host(targets(part)) for part in rows.blocks(size)]))
 
 
 def _epoch(model: Any, trainer: Any, state: TrainState, rows: Rows, plan: Plan, bar: Any) -> Array:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import sklearn
 
+from energyscape import training
 from energyscape.errors import CapabilityError
 from energyscape.kernels import soft_threshold
 from energyscape.models import LISTA, PSD, SparseCoding, encoded
@@ -344,3 +346,58 @@ def test_an_encoder_that_works_in_parts_gives_the_same(monkeypatch):
     monkeypatch.setattr(encoded, "_NUMBERS", 16 * 32)  # parts of 32 rows, the last of 4
     # The order of sums in a product may depend on its size.
     np.testing.assert_allclose(model.transform(X), whole, rtol=1e-12, atol=1e-14)
+
+
+# ---------------------------------------------------------------- codes to be predicted
+
+
+@pytest.mark.parametrize(("memory", "rounds"), [(1024, 1), (1e-6, 4)])
+def test_codes_that_fit_in_memory_are_inferred_once(monkeypatch, memory, rounds):
+    seen, solve = [], LISTA.solve_codes
+
+    def counted(self, params, x, *args, **settings):
+        seen.append(len(x))
+        return solve(self, params, x, *args, **settings)
+
+    monkeypatch.setattr(LISTA, "solve_codes", counted)
+    X, D = rows(50), np.random.default_rng(2).standard_normal((16, 12))
+    model = LISTA(16, dictionary=D, trainer=Prediction(n_epochs=4), random_state=0)
+    with sklearn.config_context(working_memory=memory):
+        model.fit(X)
+    # One more row says how large a code is; each epoch's report wants codes of all.
+    assert sum(seen) == (51 if rounds == 1 else 1 + 2 * rounds * 50)
+
+
+def test_codes_of_before_teach_what_codes_of_each_batch_do():
+    X, D = rows(300), np.random.default_rng(2).standard_normal((16, 12))
+    settings = {"dictionary": D, "tol": 1e-12, "max_iter": 10_000, "random_state": 0}
+    found = []
+    for memory in (1024, 1e-6):
+        model = LISTA(16, trainer=Prediction(n_epochs=4), **settings)
+        with sklearn.config_context(working_memory=memory):
+            found.append(model.fit(X).params_)
+    for key, value in found[0].items():
+        np.testing.assert_allclose(value, found[1][key], rtol=1e-5, atol=1e-7, err_msg=key)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_every_row_is_taught_its_own_code(monkeypatch, tmp_path, stored):
+    seen, collect = [], Prediction.collect
+
+    def checked(self, model, params, carry, batch, rng):
+        np.testing.assert_allclose(
+            batch.y, model.solve_codes(params, batch.x).h, rtol=1e-4, atol=1e-6
+        )
+        seen.append(len(batch.x))
+        return collect(self, model, params, carry, batch, rng)
+
+    monkeypatch.setattr(Prediction, "collect", checked)
+    monkeypatch.setattr(training, "EPOCH_BLOCK_BYTES", 16 * 8 * 40)  # blocks of 40 rows
+    X = rows(150)
+    if stored:
+        np.save(tmp_path / "rows.npy", X)
+        X = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    trainer = Prediction(n_epochs=1, batch_size=30, validation_fraction=0.2)
+    settings = {"tol": 1e-12, "max_iter": 10_000, "random_state": 0}
+    LISTA(16, dictionary=np.eye(16, 12) + 0.1, trainer=trainer, **settings).fit(X)
+    assert sum(seen) == 120

@@ -40,8 +40,8 @@ class Batch:
     x : array, shape (rows, *event_shape)
     n : int
         Rows of the whole batch over all workers; weights of the data are 1/n.
-    y : array, shape (rows,), or None
-        Labels, where the rows came with them.
+    y : array, shape (rows, ...), or None
+        Labels, where the rows came with them, or the trainer's `targets`.
     progress : float or None
         Finished fraction of the run; None where a run has no end.
     """
@@ -182,6 +182,11 @@ class Trainer(BaseEstimator):
             moved = model.coordinates(params)
             carry |= {f"average/{key}": value.copy() for key, value in moved.items()}
         return carry
+
+    def targets(self, model: Any, params: Params, x: Array) -> Array:
+        """What an update wants to know about each of the rows ``x`` and no update changes, or None.
+        Where it fits in memory, batches have it as their ``y``."""
+        return None
 
     def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
         """Sums over the rows of ``batch`` that the update needs; may move its own chains."""

@@ -14,12 +14,15 @@ from energyscape.backend import Array, namespace
 from energyscape.registry import register
 from energyscape.trainers.base import Batch
 from energyscape.trainers.energy_loss import EnergyLoss
-from energyscape.verbs import Params
+from energyscape.verbs import Params, speaks
 
 
 @register
 class Prediction(EnergyLoss):
     """Gradient descent on the squared error of an encoder's codes; the dictionary stays.
+
+    Exact codes of all rows are inferred once, before the first update, where they fit in
+    scikit-learn's ``working_memory`` and there is no ``batch_transform``; else of each batch anew.
 
     Parameters
     ----------
@@ -31,14 +34,19 @@ validation_fraction, callbacks
     requires = ("init_params", "param_specs", "best_codes", "prediction_grad")
     needs_limited = False
 
+    def targets(self, model: Any, params: Params, x: Array) -> Array:
+        """Exact codes, unless they depend on where inference begins."""
+        return None if speaks(model, ("solve_codes",)) else model.solve_codes(params, x).h
+
     def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
         x = batch.x
-        codes = model.best_codes(params, x)
+        codes = model.best_codes(params, x).h if batch.y is None else batch.y
         weights = namespace(x).full(len(x), 1.0 / batch.n, x.dtype)
-        return model.prediction_grad(params, x, codes.h, weights)
+        return model.prediction_grad(params, x, codes, weights)
 
     def measure(self, model: Any, params: Params, x: Array, y: Array) -> dict[str, Any]:
         """The history's ``prediction``: squared error of a code, beside the energy."""
-        away = model.best_codes(params, x).h - model.guess(params, x)
+        codes = model.best_codes(params, x).h if y is None else y
+        away = codes - model.guess(params, x)
         error = (away * away).reshape(len(away), -1).sum(axis=1).mean()
         return super().measure(model, params, x, y) | {"prediction": error}
