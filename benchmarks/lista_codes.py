@@ -7,21 +7,23 @@ level), less their mean, those with less than a tenth of the mean variance left 
 its deviation; as they are, which is all that the paper says, and ZCA-whitened before (the default
 constant, a tenth of the mean variance). λ = 0.5. For m = 100 and 400 a dictionary is learned by
 `SparseCoding` from 20,000 of them, and every encoder by `Prediction` of its exact codes, Adam at a
-rate that falls to 0. Figures are squared errors of a code, summed over its entries, mean over test
-rows, beside codes with a relative gap of 1e-8; and how many iterations of FISTA have at most the
-error of LISTA with one multiplication. Budget: 60 minutes.
+rate that falls to 0. (From 50,000 rows, as they are, LISTA 1 with 400 units learns their codes by
+heart: an error of 4.4 on them and 6.1 on others.) Figures are squared errors of a code, summed over
+its entries, mean over test rows, beside codes with a relative gap of 1e-8; and how many iterations
+of FISTA have at most the error of LISTA with one multiplication. Budget: 60 minutes.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from common import Clock, options, table, write
 from gated_filters import verdict
 from gated_patches import patches
 
-SIDE, TRAIN, TEST, LEARNED, LAM = 10, 50_000, 5_000, 20_000, 0.5
-SIZES, EPOCHS, RATE = (100, 400), 20, 2e-3
+SIDE, TRAIN, TEST, LEARNED, LAM = 10, 200_000, 5_000, 20_000, 0.5
+SIZES, EPOCHS, RATE = (100, 400), 5, 2e-3
 KINDS = ("as they are", "whitened")
 LAYERS = (1, 3, 7)
 # Table 1 of the paper: m = 100, m = 400.
@@ -103,6 +105,22 @@ def pruned(model: Any, X: Any, codes: Any) -> list[float]:
     return found
 
 
+def remembering() -> Any:
+    """`Prediction` that infers exact codes once for all encoders."""
+    from energyscape.trainers import Prediction
+
+    known: dict[str, Any] = {}
+
+    class Remembering(Prediction):
+        def targets(self, model: Any, params: Any, x: Any) -> Any:
+            key = hashlib.sha256(x.tobytes()).hexdigest()
+            if key not in known:
+                known[key] = super().targets(model, params, x)
+            return known[key]
+
+    return Remembering
+
+
 def measured(m: int, X: Any, test: Any) -> dict[str, Any]:
     """All figures for a dictionary of m atoms."""
     import numpy as np
@@ -111,7 +129,7 @@ def measured(m: int, X: Any, test: Any) -> dict[str, Any]:
     from energyscape.optim import Adam
     from energyscape.penalties import L1
     from energyscape.solvers.encode import sparse_codes
-    from energyscape.trainers import EM, Prediction
+    from energyscape.trainers import EM
 
     clock, shared = Clock(), {"penalty": L1(LAM), "random_state": 0}
     coder = SparseCoding(m, trainer=EM(n_epochs=10, batch_size=256), tol=1e-2, **shared)
@@ -125,8 +143,8 @@ def measured(m: int, X: Any, test: Any) -> dict[str, Any]:
         "squared codes": float((exact.h**2).sum(axis=1).mean()),
         "errors": {},
     }
+    trainer = remembering()(n_epochs=EPOCHS, optimizer=Adam(RATE))
     for name, encoder in encoders().items():
-        trainer = Prediction(n_epochs=EPOCHS, optimizer=Adam(RATE))
         model = LISTA(m, encoder=encoder, dictionary=D, tol=1e-4, trainer=trainer, **shared)
         model.fit(X)
         record["errors"][name] = error(model.transform(test), exact.h)
