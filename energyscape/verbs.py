@@ -54,6 +54,7 @@ VERBS: dict[str, str] = {
     "infer": "(params, x, start=None) → Codes: the best code of each row, and how far it is from "
     "that",
     "best_codes": "(params, x) → Codes of the energy without the encoder",
+    "fixed_codes": "(params, x) → those codes where they do not depend on the encoder, else None",
     "guess": "(params, x) → f(x), the encoder's code",
     "prediction_grad": "(params, x, h, weights) → dict: the gradient of Σ w_i ½|h_i - f(x_i)|² in "
     "the encoder",

@@ -117,6 +117,10 @@ class EncodedModel(SparseModel):
         """Codes of the energy without the encoder, looked for from its guess on."""
         return self.solve_codes(params, x, self.guess(params, x))
 
+    def fixed_codes(self, params: Params, x: Array) -> Array:
+        """The same where they do not depend on the encoder, looked for from 0 on; else None."""
+        return self.solve_codes(params, x).h
+
     def encode(self, params: Params, x: Array) -> Array:
         """f(x), or the best code if ``exact``; shape (n, n_components)."""
         return self.infer(params, x).h if self.exact else self.guess(params, x)

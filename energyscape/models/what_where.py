@@ -259,6 +259,10 @@ class WhatWhere(PSD):
         """Codes of the energy without the encoder, from its guess on."""
         return self._descended(params, x, 0.0)
 
+    def fixed_codes(self, params: Params, x: Array) -> Array:
+        """None: where descent rests depends on where it begins."""
+        return None
+
     def _descended(self, params: Params, x: Array, alpha: float, start: Array = None) -> Codes:
         return product_codes(
             params["D"],

@@ -14,7 +14,7 @@ from energyscape.backend import Array, namespace
 from energyscape.registry import register
 from energyscape.trainers.base import Batch
 from energyscape.trainers.energy_loss import EnergyLoss
-from energyscape.verbs import Params, speaks
+from energyscape.verbs import Params
 
 
 @register
@@ -31,12 +31,11 @@ validation_fraction, callbacks
         As for `EnergyLoss`.
     """
 
-    requires = ("init_params", "param_specs", "best_codes", "prediction_grad")
+    requires = ("init_params", "param_specs", "best_codes", "fixed_codes", "prediction_grad")
     needs_limited = False
 
     def targets(self, model: Any, params: Params, x: Array) -> Array:
-        """Exact codes, unless they depend on where inference begins."""
-        return None if speaks(model, ("solve_codes",)) else model.solve_codes(params, x).h
+        return model.fixed_codes(params, x)
 
     def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
         x = batch.x
