@@ -282,6 +282,8 @@ def main() -> None:
         f"= 0.2 λ_max. Fine-tuning: Adam at {RATE} falling to 0, batches of {BATCH}, epochs by "
         f"labels a class: {passes}.",
         told(name, record["errors"], data),
+        f"`docs/images/hierarchy_{chosen.part}.png`: what features of the second stage answer to, "
+        "led back down to pixels, beside the pixels there; `…_filters.png`: the first filters.",
         f"{clock() / 60:.0f} minutes in all.",
     ]
     title = f"Hierarchies of filters on {name}"
