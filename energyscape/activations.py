@@ -49,12 +49,15 @@ class Activation(BaseEstimator):
         Whether all values of f lie in a finite interval.
     probabilities : bool
         Whether values are probabilities of which a are the log-odds.
+    smooth : bool
+        Whether f has a curvature everywhere.
     """
 
     codes: str
     linear = False
     bounded = False
     probabilities = False
+    smooth = True
 
     def check(self) -> None:
         """Raise ValueError for settings that cannot be."""
@@ -71,6 +74,8 @@ class Activation(BaseEstimator):
 class PiecewiseLinear(Activation):
     """An activation made of straight lines: no curvature but at its kinks."""
 
+    smooth = False
+
     def curvature(self, a: Array, h: Array) -> Array:
         """0: f''(a) almost everywhere."""
         return namespace(a).zeros_like(a)
@@ -82,6 +87,7 @@ class Identity(PiecewiseLinear):
 
     codes = "real"
     linear = True
+    smooth = True
 
     def value(self, a: Array, out: Array = None) -> Array:
         """a itself, not a copy, unless ``out`` is another array."""
@@ -345,6 +351,7 @@ class TopK(Activation):
     """
 
     codes = "real"
+    smooth = False
 
     def __init__(self, k: int = 25) -> None:
         self.k = k

@@ -8,6 +8,7 @@ of ``x`` and in its dtype; energies are always float64.
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from energyscape.backend import Array, namespace
 from energyscape.errors import CapabilityError
 from energyscape.registry import registered
+from energyscape.sources import rows_per_block
 
 Params = dict[str, Array]
 
@@ -67,6 +69,11 @@ VERBS: dict[str, str] = {
     "log_partition_grad": "(params) → dict: ∂ log Z/∂θ, empty where F is normalised",
     "statistics": "(params, x) → dict of sums over rows, with F's under energy and n under rows",
     "maximize": "(params, stats) → new parameters: the M step; may clear stats of what is dropped",
+    "laplacian": "(params, x) → (n,) float64: Σ_i ∂²F/∂x_i²",
+    "score_matching": "(params, passed, weights) → (values, dict): ½|∂F/∂x|² - ΔF of each row of "
+    "a pass, (n,) float64, and the gradient of their weighted sum",
+    "squared_curvature": "(params, passed, weights) → (values, dict): Σ_i (∂²F/∂x_i²)² of each "
+    "row, and the gradient of their weighted sum",
     "solve": "(params, stats) → new parameters: the minimum of the mean energy",
     "enumerable_units": "(params) → units that log_partition sums over, 0 for a formula",
     "sample_exact": "(params, n, rng) → exact draws of x",
@@ -146,6 +153,42 @@ class Pass:
         """Sums over the rows that the model's buffers need; empty for most models."""
         return {}
 
+    def flips(self, bits: Array, slope: Callable[[Array], Array]) -> tuple[Array, Params]:
+        """What the flip of single bits changes.
+
+        Parameters
+        ----------
+        bits : array of int, shape (m,)
+            Entries of a flat row, on the device of x.
+        slope : function
+            Of Δ, whatever its shape, element by element.
+
+        Returns
+        -------
+        differences : array, shape (n, m), float64
+            Δ_id = F(x_i) - F(x_i with entry d flipped, 1 - x_id).
+        grads : dict
+            Σ_id slope(Δ_id) (∂F(x_i)/∂θ - ∂F(x_i with d flipped)/∂θ).
+        """
+        xp, n, own = namespace(self.x), len(self.x), self.energy()
+        flat = self.x.reshape(n, -1)
+        size = rows_per_block(4 * self.x.nbytes)  # bits at a time
+        differences, pulled, grads = [], xp.zeros(n, self.x.dtype), dict[str, Array]()
+        for lo in range(0, len(bits), size):
+            part = bits[lo : lo + size]
+            rows = xp.repeat(flat[None], len(part), axis=0)
+            index = xp.arange(len(part))
+            rows[index, :, part] = 1 - flat[:, part].T
+            passed = self.model.forward(self.params, rows.reshape(-1, *self.x.shape[1:]))
+            change = own - passed.energy().reshape(len(part), n)
+            weights = slope(change).astype(self.x.dtype)
+            pulled += weights.sum(axis=0)
+            more = passed.grad(-weights.ravel())
+            grads = {k: v + grads[k] for k, v in more.items()} if grads else more
+            differences.append(change.T)
+        at_rows = self.grad(pulled)
+        return xp.concatenate(differences, axis=1), {k: v + at_rows[k] for k, v in grads.items()}
+
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise ValueError unless ``value`` is an integer of at least ``least``."""
@@ -185,9 +228,13 @@ def obstacle(model: Any, trainer: Any) -> str | None:
         needed = ", ".join(_described(verb) for verb in missing)
         return f"it needs {needed}, which {type(model).__name__} does not offer"
     if trainer.needs_proper and not model.proper:
-        return f"the energy of {type(model).__name__} is that of no density, so chains run away"
+        return f"the energy of {type(model).__name__} is that of no density"
     if trainer.needs_limited and not model.limited:
         return f"nothing keeps the energy of {type(model).__name__} from being low everywhere"
+    if trainer.needs_smooth and not model.smooth:
+        return f"the energy of {type(model).__name__} has kinks, whose curvature no point shows"
+    if trainer.needs_visible and not speaks(model, ("complete",)):
+        return f"{type(model).__name__} has an energy of units that no row of data shows"
     domains = trainer.domains
     if domains and model.domain not in domains:
         return f"it needs {' or '.join(domains)} units; {type(model).__name__}'s are {model.domain}"

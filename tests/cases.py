@@ -57,15 +57,24 @@ from energyscape.trainers import (
     CD,
     EM,
     FPCD,
+    NCE,
     PCD,
     ClosedForm,
+    ConditionalNCE,
     Contraction,
     Denoising,
+    DenoisingScoreMatching,
     EnergyLoss,
+    MarginLoss,
     MaximumLikelihood,
+    MinimumProbabilityFlow,
     Prediction,
+    PseudoLikelihood,
+    RatioMatching,
     Reconstruction,
     Saturation,
+    ScoreMatching,
+    SlicedScoreMatching,
     Sparsity,
 )
 
@@ -121,19 +130,33 @@ def _maps(n: int, h: int, w: int, channels: int) -> np.ndarray:
 
 _CHAINS = (CD, PCD, FPCD)
 _EXACT = (*_CHAINS, MaximumLikelihood)
-_GUESSED = (*_CHAINS, EnergyLoss, Prediction)
+_NOISE = (NCE, ConditionalNCE, MarginLoss)
+_FLIPS = (*_NOISE, PseudoLikelihood, RatioMatching, MinimumProbabilityFlow)
+_REAL = (*_NOISE, DenoisingScoreMatching)
+_SMOOTH = (*_REAL, SlicedScoreMatching)
+_FILTERS = (*_SMOOTH, ScoreMatching)
+_SPARSE = (*_CHAINS, EM, EnergyLoss, *_REAL)
+_GUESSED = (*_CHAINS, EnergyLoss, Prediction, *_REAL)
 _CONV = {"tol": 1e-13, "max_iter": 1000, "algorithm": "fista"}
 _SLOPES = {"tol": 1e-9, "max_iter": 3000}  # no duality gap
 _CODES = (Reconstruction, Denoising, Sparsity, Contraction, Saturation)
 
 # Restricted Boltzmann machines: what is said of hidden units and Gibbs chains holds for these.
 MACHINES = [
-    Case("RBM", lambda **k: RBM(5, **k), _bits(60, 7), _EXACT),
-    Case("RBM plain", lambda **k: RBM(5, centered=False, **k), _bits(60, 7), _EXACT),
-    Case("GaussianRBM", lambda **k: GaussianRBM(9, **k), _reals(60, 6), _EXACT),
-    Case("GaussianRBM unit", lambda **k: GaussianRBM(5, variance=1.0, **k), _reals(60, 6), _EXACT),
+    Case("RBM", lambda **k: RBM(5, **k), _bits(60, 7), (*_EXACT, *_FLIPS)),
+    Case("RBM plain", lambda **k: RBM(5, centered=False, **k), _bits(60, 7), (*_EXACT, *_FLIPS)),
+    Case("GaussianRBM", lambda **k: GaussianRBM(9, **k), _reals(60, 6), (*_EXACT, *_FILTERS)),
     Case(
-        "GaussianRBM plain", lambda **k: GaussianRBM(5, centered=False, **k), _reals(60, 6), _EXACT
+        "GaussianRBM unit",
+        lambda **k: GaussianRBM(5, variance=1.0, **k),
+        _reals(60, 6),
+        (*_EXACT, *_FILTERS),
+    ),
+    Case(
+        "GaussianRBM plain",
+        lambda **k: GaussianRBM(5, centered=False, **k),
+        _reals(60, 6),
+        (*_EXACT, *_FILTERS),
     ),
 ]
 
@@ -142,7 +165,7 @@ def _mixture(kind: str) -> Case:
     def make(**k: Any) -> GaussianMixture:
         return GaussianMixture(3, covariance_type=kind, reg_covar=0.1, **k)
 
-    return Case(f"GaussianMixture {kind}", make, _reals(60, 6), (EM, *_EXACT))
+    return Case(f"GaussianMixture {kind}", make, _reals(60, 6), (EM, *(*_EXACT, *_FILTERS)))
 
 
 OTHERS = [
@@ -161,77 +184,101 @@ OTHERS = [
         "FactorAnalysis",
         lambda **k: FactorAnalysis(2, **k),
         _reals(60, 6),
-        (ClosedForm, EM, *_EXACT),
+        (ClosedForm, EM, *_EXACT, *_FILTERS),
     ),
-    Case("KMeans", lambda **k: KMeans(4, **k), _reals(60, 6), (*_CHAINS, EM)),
+    Case("KMeans", lambda **k: KMeans(4, **k), _reals(60, 6), (*_CHAINS, *_REAL, EM)),
     Case(
         "KMeans spherical",
         lambda **k: KMeans(4, spherical=True, features="triangle", **k),
         _reals(60, 6),
         (EM,),
     ),
-    Case("ICA", lambda **k: ICA(**k), _reals(60, 6), _EXACT),
-    Case("ICA fewer", lambda **k: ICA(4, **k), _reals(60, 6), _EXACT),
-    Case("ICA subspaces", lambda **k: ICA(pools=2, **k), _reals(60, 6), _EXACT),
-    Case("OvercompleteICA", lambda **k: OvercompleteICA(9, **k), _reals(60, 6), _CHAINS),
-    *map(_mixture, ("full", "diag", "spherical")),
-    Case("PoT", lambda **k: PoT(7, **k), _reals(60, 6), _CHAINS),
-    Case("PoT complete", lambda **k: PoT(6, sigma=math.inf, **k), _reals(60, 6), _EXACT),
+    Case("ICA", lambda **k: ICA(**k), _reals(60, 6), (*_EXACT, *_FILTERS)),
+    Case("ICA fewer", lambda **k: ICA(4, **k), _reals(60, 6), (*_EXACT, *_FILTERS)),
+    Case("ICA subspaces", lambda **k: ICA(pools=2, **k), _reals(60, 6), (*_EXACT, *_SMOOTH)),
     Case(
-        "CovarianceRBM", lambda **k: CovarianceRBM(8, sigma="learned", **k), _reals(60, 6), _CHAINS
+        "OvercompleteICA", lambda **k: OvercompleteICA(9, **k), _reals(60, 6), (*_CHAINS, *_FILTERS)
+    ),
+    *map(_mixture, ("full", "diag", "spherical")),
+    Case("PoT", lambda **k: PoT(7, **k), _reals(60, 6), (*_CHAINS, *_FILTERS)),
+    Case(
+        "PoT complete", lambda **k: PoT(6, sigma=math.inf, **k), _reals(60, 6), (*_EXACT, *_FILTERS)
+    ),
+    Case(
+        "CovarianceRBM apart",
+        lambda **k: CovarianceRBM(8, learn_pools=False, sigma="learned", **k),
+        _reals(60, 6),
+        (*_CHAINS, *_FILTERS),
+    ),
+    Case(
+        "CovarianceRBM",
+        lambda **k: CovarianceRBM(8, sigma="learned", **k),
+        _reals(60, 6),
+        (*_CHAINS, *_SMOOTH),
     ),
     Case(
         "CovarianceRBM pools",
         lambda **k: CovarianceRBM(8, pools=2, learn_pools=False, **k),
         _reals(60, 6),
-        _CHAINS,
+        (*_CHAINS, *_SMOOTH),
     ),
-    Case("McRBM", lambda **k: McRBM(6, n_mean_components=4, **k), _reals(60, 6), _CHAINS),
+    Case(
+        "McRBM", lambda **k: McRBM(6, n_mean_components=4, **k), _reals(60, 6), (*_CHAINS, *_SMOOTH)
+    ),
     Case(
         "McRBM normalized",
         lambda **k: McRBM(6, n_mean_components=4, normalize=True, **k),
         _reals(60, 6),
-        _CHAINS,
+        (*_CHAINS, *_SMOOTH),
     ),
     Case(
         "MPoT",
         lambda **k: MPoT(6, n_mean_components=4, pools=2, sigma="learned", **k),
         _reals(60, 6),
-        _CHAINS,
+        (*_CHAINS, *_SMOOTH),
+    ),
+    Case(
+        "MPoT apart",
+        lambda **k: MPoT(6, n_mean_components=4, learn_pools=False, sigma="learned", **k),
+        _reals(60, 6),
+        (*_CHAINS, *_FILTERS),
     ),
     Case(
         "TiledMPoT",
         lambda **k: TiledMPoT(3, n_mean_components=2, tile=2, stride=1, **k),
         _images(60, 5, 5),
-        _CHAINS,
+        (*_CHAINS, *_SMOOTH),
     ),
     Case(
-        "FieldsOfExperts", lambda **k: FieldsOfExperts(3, size=2, **k), _images(60, 5, 5), _CHAINS
+        "FieldsOfExperts",
+        lambda **k: FieldsOfExperts(3, size=2, **k),
+        _images(60, 5, 5),
+        (*_CHAINS, *_SMOOTH),
     ),
     Case(
         "FieldsOfExperts given",
         lambda **k: FieldsOfExperts(2, size=2, filters=[[[-1, 1], [0, 0]], [[-1, 0], [1, 0]]], **k),
         _images(60, 5, 5),
-        _CHAINS,
+        (*_CHAINS, *_SMOOTH),
     ),
-    Case("TiledRBM", lambda **k: TiledRBM(3, **k), _maps(60, 5, 5, 2), _CHAINS),
+    Case("TiledRBM", lambda **k: TiledRBM(3, **k), _maps(60, 5, 5, 2), (*_CHAINS, *_FLIPS)),
     Case(
         "SparseCoding",
         lambda **k: SparseCoding(9, sparsity=0.1, algorithm="active_set", tol=1e-13, **k),
         _reals(60, 6),
-        (*_CHAINS, EM, EnergyLoss),
+        _SPARSE,
     ),
     Case(
         "SparseCoding positive",
         lambda **k: SparseCoding(5, penalty=L1(2.0), positive=True, tol=1e-13, **k),
         _reals(60, 6),
-        (*_CHAINS, EM, EnergyLoss),
+        _SPARSE,
     ),
     Case(
         "SparseCoding groups",
         lambda **k: SparseCoding(8, penalty=GroupL1(2, 2.0), tol=1e-13, **k),
         _reals(60, 6),
-        (*_CHAINS, EM, EnergyLoss),
+        _SPARSE,
     ),
     Case(
         "SparseCoding pools",
@@ -239,7 +286,7 @@ OTHERS = [
             6, penalty=PooledL1(torus_pools(2, 3, 2), 1.0, 0.1), tol=1e-8, **k
         ),
         _reals(60, 6),
-        (*_CHAINS, EM, EnergyLoss),
+        _SPARSE,
     ),
     Case("PSD", lambda **k: PSD(9, tol=1e-13, **k), _reals(60, 6), _GUESSED),
     Case(
@@ -298,7 +345,7 @@ OTHERS = [
         "ConvSparseCoding",
         lambda **k: ConvSparseCoding(2, filter_size=(3, 2), sparsity=0.7, **k),
         _images(40, 4, 3) - 5,
-        (EnergyLoss, EM, *_CHAINS),
+        _SPARSE,
         exact=_CONV,
     ),
     Case(
@@ -307,21 +354,21 @@ OTHERS = [
             2, filter_size=2, boundary="circular", positive=True, penalty=L1(2.0), **k
         ),
         _images(40, 3, 3) - 5,
-        (EnergyLoss, EM, *_CHAINS),
+        _SPARSE,
         exact=_CONV,
     ),
     Case(
         "ConvSparseCoding valid",
         lambda **k: ConvSparseCoding(2, filter_size=2, boundary="valid", sparsity=0.8, **k),
         _images(40, 3, 2) - 5,
-        (EnergyLoss, EM, *_CHAINS),
+        _SPARSE,
         exact=_CONV,
     ),
     Case(
         "ConvPSD",
         lambda **k: ConvPSD(2, filter_size=(3, 2), **k),
         _images(40, 4, 3) - 5,
-        _GUESSED[::-1],
+        _GUESSED,
         exact=_CONV,
     ),
     Case(
@@ -330,7 +377,7 @@ OTHERS = [
             2, filter_size=2, boundary="valid", encoder=ConvTanhEncoder(), exact=True, **k
         ),
         _images(40, 3, 2) - 5,
-        _GUESSED[::-1],
+        _GUESSED,
         exact=_CONV,
     ),
     Case(
@@ -345,14 +392,14 @@ OTHERS = [
             **k,
         ),
         _images(40, 3, 3) - 5,
-        _GUESSED[::-1],
+        _GUESSED,
         exact=_CONV,
     ),
     Case(
         "LocalPSD",
         lambda **k: LocalPSD(period=2, filter_size=(2, 1), sparsity=0.5, **k),
         _images(40, 3, 4) - 5,
-        _GUESSED[::-1],
+        _GUESSED,
         exact=_SLOPES,
     ),
     Case(
@@ -367,7 +414,7 @@ OTHERS = [
             **k,
         ),
         _images(40, 4, 2) - 5,
-        _GUESSED[::-1],
+        _GUESSED,
         exact=_SLOPES,
     ),
     Case(
@@ -382,33 +429,33 @@ OTHERS = [
             **k,
         ),
         _images(40, 2, 3) - 5,
-        _GUESSED[::-1],
+        _GUESSED,
         exact={"tol": 1e-13},
     ),
     Case(
         "SparseCoding student",
         lambda **k: SparseCoding(5, penalty=Student(2.0), tol=1e-8, **k),
         _reals(60, 6),
-        (*_CHAINS, EM, EnergyLoss),
+        _SPARSE,
     ),
-    Case("RICA", lambda **k: RICA(9, **k), _reals(60, 6), (*_CHAINS, EnergyLoss)),
+    Case("RICA", lambda **k: RICA(9, **k), _reals(60, 6), (*_CHAINS, EnergyLoss, *_SMOOTH)),
     Case(
         "RICA pools",
         lambda **k: RICA(6, pools=torus_pools(2, 3, 2), sparsity=0.1, epsilon=0.1, **k),
         _reals(60, 6),
-        (*_CHAINS, EnergyLoss),
+        (*_CHAINS, EnergyLoss, *_SMOOTH),
     ),
     Case(
         "RICA student",
         lambda **k: RICA(4, penalty=Student(2.0), **k),
         _reals(60, 6),
-        (*_CHAINS, EnergyLoss),
+        (*_CHAINS, EnergyLoss, *_SMOOTH),
     ),
     Case(
         "AutoEncoder",
         lambda **k: AutoEncoder(4, **k),
         _reals(60, 6),
-        (*_CHAINS, *_CODES[:-1]),
+        (*_CHAINS, *_SMOOTH, *_CODES[:-1]),
         (Saturation,),
     ),
     Case(
@@ -428,14 +475,14 @@ OTHERS = [
         "AutoEncoder potential",
         lambda **k: AutoEncoder(4, energy_kind="potential", **k),
         _reals(60, 6),
-        (*_CHAINS, *_CODES[:-1]),
+        (*_CHAINS, *_SMOOTH, *_CODES[:-1]),
         (Saturation,),
     ),
     Case(
         "DeepAutoEncoder",
         lambda **k: DeepAutoEncoder((5, 3), activation="tanh", **k),
         _reals(60, 6),
-        (*_CHAINS, Reconstruction, Denoising, Contraction),
+        (*_CHAINS, *_SMOOTH, Reconstruction, Denoising, Contraction),
         (Sparsity, Saturation),
     ),
 ]

@@ -27,7 +27,7 @@ LAYERS = [
     "verbs",
     "activations pools",
     "layers convolution corruptions",
-    "penalties optim",
+    "penalties losses optim",
     "solvers samplers",
     "trainers training",
     "models",

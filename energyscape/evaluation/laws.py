@@ -18,6 +18,8 @@ from energyscape.verbs import Params, speaks
 
 _STEP = 1e-5
 _DIFFERENCE_TOLERANCE = 1e-6
+# Of second derivatives, where the step is not small beside the narrowest of a few Gaussians.
+_CURVED = 1e-5
 _EXACT = 1e-10
 _MAX_ENUMERATED = 12
 
@@ -194,6 +196,67 @@ def _slopes(energy: Callable[..., Any], x: np.ndarray, *more: Any) -> np.ndarray
     return slopes
 
 
+def laplacian_is_the_trace_of_second_derivatives(
+    model: Any, params: Params, x: np.ndarray, rng: Any
+) -> None:
+    """ΔF of every row from differences of ∂F/∂x."""
+    curvature = _curvatures(model, params, x).reshape(len(x), -1).sum(axis=1)
+    _close(model.laplacian(params, x), curvature, _CURVED, "ΔF")
+
+
+def score_matching_is_its_definition(model: Any, params: Params, x: np.ndarray, rng: Any) -> None:
+    """½|∂F/∂x|² - ΔF, and its gradient by central differences of it."""
+    g = model.input_grad(params, x).reshape(len(x), -1)
+    wanted = 0.5 * (g * g).sum(axis=1)
+    wanted -= _curvatures(model, params, x).reshape(len(x), -1).sum(axis=1)
+    _matches(model, model.score_matching, params, x, wanted, rng, "½|∂F/∂x|² - ΔF")
+
+
+def squared_curvature_is_its_definition(
+    model: Any, params: Params, x: np.ndarray, rng: Any
+) -> None:
+    """Σ_i (∂²F/∂x_i²)², and its gradient by central differences of it."""
+    wanted = (_curvatures(model, params, x).reshape(len(x), -1) ** 2).sum(axis=1)
+    _matches(model, model.squared_curvature, params, x, wanted, rng, "Σ_i (∂²F/∂x_i²)²")
+
+
+def _curvatures(model: Any, params: Params, x: np.ndarray) -> np.ndarray:
+    """∂²F/∂x_i², the shape of x."""
+    bent, h = np.empty_like(x), _STEP * max(1.0, float(np.abs(x).mean()))
+    flat = bent.reshape(len(x), -1)
+    for i in range(x[0].size):
+        step = np.zeros(x[0].size)
+        step[i] = h
+        up, down = (model.input_grad(params, x + s * step.reshape(x.shape[1:])) for s in (1, -1))
+        flat[:, i] = (up - down).reshape(len(x), -1)[:, i] / (2 * h)
+    return bent
+
+
+def _matches(
+    model: Any, verb: Any, params: Params, x: np.ndarray, wanted: np.ndarray, rng: Any, what: str
+) -> None:
+    """Values against ``wanted``, and the gradient against differences of the values."""
+    w = _weights(len(x), rng)
+    values, grads = verb(params, model.forward(params, x), w)
+    assert values.dtype == np.float64, f"{what} has dtype {values.dtype}, wanted float64"
+    _close(values, wanted, _CURVED, what)
+    for name, spec in model.param_specs().items():
+        if spec.trainable:
+            picks = rng.permutation(params[name].size)[:50]
+            slopes = []
+            for flat in picks:
+                sides = []
+                h = _STEP * max(1.0, abs(params[name].flat[flat]))
+                for sign in (1, -1):
+                    moved = np.array(params[name])
+                    moved.flat[flat] += sign * h
+                    there = params | {name: moved}
+                    sides.append(w @ verb(there, model.forward(there, x), w)[0])
+                slopes.append((sides[0] - sides[1]) / (2 * h))
+            got = np.ravel(grads[name])[picks]
+            _close(got, slopes, _DIFFERENCE_TOLERANCE, f"gradient of {what} in {name}")
+
+
 # ---------------------------------------------------------------- hidden units and sums
 
 
@@ -289,6 +352,9 @@ LAWS: dict[Callable[..., bool | None], tuple[str, ...]] = {
     gradient_is_central_difference: ("free_energy", "free_energy_grad"),
     gradient_is_additive: ("forward", "free_energy_grad"),
     input_gradient_is_central_difference: ("input_grad",),
+    laplacian_is_the_trace_of_second_derivatives: ("laplacian", "input_grad"),
+    score_matching_is_its_definition: ("score_matching", "input_grad"),
+    squared_curvature_is_its_definition: ("squared_curvature", "input_grad"),
     free_energy_sums_out_hidden_units: ("joint_energy", "encode"),
     free_energy_is_the_minimum: ("joint_energy", "infer"),
     gibbs_leaves_the_model_invariant: ("sample_hidden", "sample_visible", "base_measure"),

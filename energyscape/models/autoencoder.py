@@ -135,6 +135,11 @@ class AutoEncoder(EncoderDecoder):
                     f"tied={self.tied}, loss={self.loss!r}, output={self.output!r}, {f!r}"
                 )
 
+    @property
+    def nonnegative(self) -> bool:  # type: ignore[override]
+        """What a row loses in its reconstruction is; the potential may have any sign."""
+        return self.energy_kind == "reconstruction"
+
     def sizes(self) -> tuple[int, ...]:
         return (self.n_components,)
 

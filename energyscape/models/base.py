@@ -66,6 +66,9 @@ class EnergyModel(
     # Whether low energy has a bounded volume whatever the parameters are, so that pushing F down on
     # data alone is learning.
     limited: ClassVar[bool] = False
+    # Whether F has a curvature everywhere, and whether it is never below 0, whatever they are.
+    smooth: bool = True
+    nonnegative: bool = False
     # Rows that the history's reconstruction is taken at, up to the trainer's monitor_rows.
     decoded_rows: ClassVar[int] = 1000
 

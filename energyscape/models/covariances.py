@@ -108,6 +108,31 @@ class _Full:
         return (L * L).sum(axis=(1, 2)), squares
 
     @staticmethod
+    def along(params: Params, x: Array, g: Array) -> Array:
+        """g'Σ_k⁻¹ (x - μ_k) of every row and component, (n, k)."""
+        M, L = params["M"], params["L"]
+        columns = [
+            (((x - m) @ root) * (g @ root)).sum(axis=1) for m, root in zip(M, L, strict=True)
+        ]
+        return namespace(x).stack(columns, axis=1)
+
+    @staticmethod
+    def pull_gradients(params: Params, x: Array, g: Array, share: Array) -> Params:
+        """Σ_i s_ik (2 a_k - g)'∂a_k/∂(M_k, L_k) - s_ik ∂(tr Σ_k⁻¹)/∂L_k, with a_k = Σ_k⁻¹ (x - μ_k)
+        and the a_k and g before ∂ held."""
+        xp, M, L = namespace(x), params["M"], params["L"]
+        dM, dL = xp.empty_like(M), xp.empty_like(L)
+        for k in range(len(M)):
+            away = x - M[k]
+            y = away @ L[k]
+            v = 2 * (y @ L[k].T) - g
+            v *= share[:, k : k + 1]
+            root = v @ L[k]
+            dL[k] = v.T @ y + away.T @ root - 2 * share[:, k].sum() * L[k]
+            dM[k] = -(L[k] @ root.sum(axis=0))
+        return {"M": dM, "L": dL}
+
+    @staticmethod
     def coloured(L: Array, noise: Array, k: Array) -> Array:
         """Noise with the covariance of component ``k`` of each row."""
         xp, inverse = namespace(L), namespace(L).linalg.inv(L)
@@ -293,6 +318,26 @@ class _Diagonal:
             a = (x - M[k]) * precision[k]
             squares[:, k] = (a * a).sum(axis=1)
         return precision.sum(axis=1), squares
+
+    def along(self, params: Params, x: Array, g: Array) -> Array:
+        """g'Σ_k⁻¹ (x - μ_k) of every row and component, (n, k)."""
+        M, P = params["M"], self._columns(params["L"]) ** 2 + 0 * params["M"]
+        columns = [((x - m) * p * g).sum(axis=1) for m, p in zip(M, P, strict=True)]
+        return namespace(x).stack(columns, axis=1)
+
+    def pull_gradients(self, params: Params, x: Array, g: Array, share: Array) -> Params:
+        """Σ_i s_ik (2 a_k - g)'∂a_k/∂(M_k, L_k) - s_ik ∂(tr Σ_k⁻¹)/∂L_k, with a_k = Σ_k⁻¹ (x - μ_k)
+        and the a_k and g before ∂ held."""
+        xp, M, L = namespace(x), params["M"], params["L"]
+        roots = self._columns(L) + 0 * M
+        dM, dL = xp.empty_like(M), xp.empty_like(M)
+        for k in range(len(M)):
+            away, root = x - M[k], roots[k]
+            v = 2 * away * root**2 - g
+            v *= share[:, k : k + 1]
+            dM[k] = -(root**2) * v.sum(axis=0)
+            dL[k] = 2 * root * ((v * away).sum(axis=0) - share[:, k].sum())
+        return {"M": dM, "L": self._reduced(dL)}
 
     def coloured(self, L: Array, noise: Array, k: Array) -> Array:
         """Noise with the variances of component ``k`` of each row."""

@@ -137,6 +137,16 @@ class EncoderDecoder(EnergyFromPass, EnergyModel):
         return self.activations()[-1].codes
 
     @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        """Whether all activations have a curvature everywhere."""
+        return all(f.smooth for f in [*self.activations(), *self.outputs()])
+
+    @property
+    def nonnegative(self) -> bool:  # type: ignore[override]
+        """What a row loses in its reconstruction is."""
+        return True
+
+    @property
     def proper(self) -> bool:
         """Whether codes are bounded, so that far rows cannot be reconstructed."""
         return all(f.bounded for f in self.activations())

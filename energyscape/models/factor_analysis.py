@@ -25,7 +25,7 @@ from energyscape.models.moments import (
 from energyscape.registry import register
 from energyscape.samplers import HMC
 from energyscape.trainers import ClosedForm
-from energyscape.verbs import Param, Params, check_count
+from energyscape.verbs import Param, Params, Pass, check_count
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -209,6 +209,32 @@ class FactorAnalysis(EnergyModel):
     def input_grad(self, params: Params, x: Array) -> Array:
         """∂F/∂x = C⁻¹ (x - m), shape (n, n_features)."""
         return self._pull(params, x)
+
+    def laplacian(self, params: Params, x: Array) -> Array:
+        """ΔF = tr C⁻¹ at every row, shape (n,), float64."""
+        precision, B, middle = self._inverse(params)
+        trace = precision.sum() - ((B @ middle) * B).sum()
+        return namespace(x).full(len(x), trace)
+
+    def score_matching(self, params: Params, passed: Pass, weights: Array) -> tuple[Array, Params]:
+        """½|C⁻¹(x - m)|² - tr C⁻¹ of each row, and the gradient of their weighted sum."""
+        x = passed.x
+        precision, B, middle = (a.astype(x.dtype) for a in self._inverse(params))
+
+        def solved(a: Array) -> Array:
+            return a * precision - ((a @ B) @ middle) @ B.T
+
+        g = self._pull(params, x)
+        weighted, h = g * weights[:, None], solved(g)
+        values = 0.5 * (g * g).sum(axis=1, dtype=np.float64) - self.laplacian(params, x)
+        # ∂/∂C = Σ w C⁻² - sym(Σ w g (C⁻¹g)')
+        W, total = params["W"], weights.sum()
+        twice = solved(solved(W.T)).T  # C⁻² W
+        of_w = 2 * total * twice - weighted.T @ (h @ W) - h.T @ (weighted @ W)
+        inverse = solved(namespace(x).eye(x.shape[1], dtype=x.dtype))
+        of_psi = total * (inverse * inverse).sum(axis=1) - (weighted * h).sum(axis=0)
+        of_psi *= namespace(x).exp(params["log_psi"])
+        return values, {"mean": -(weights @ h), "W": of_w, "log_psi": of_psi}
 
     def encode(self, params: Params, x: Array) -> Array:
         """Mean of the factors given x, shape (n, n_components)."""

@@ -17,6 +17,7 @@ from energyscape.models.base import EnergyModel
 from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.gated_conditional import ConditionalMixin, is_gaussian
 from energyscape.models.gated_pass import GatedPass
+from energyscape.models.gated_scores import ScoreMixin
 from energyscape.models.gated_units import BinaryUnits, GammaUnits
 from energyscape.models.inputs import deviation
 from energyscape.pools import pooling
@@ -35,7 +36,7 @@ _LONGEST_STEP = 0.03
 RIDGE = 1e-4  # of the mean variance, added to that of every direction before whitening
 
 
-class GatedMRF(UnitsFromPass, ConditionalMixin, EnergyModel):
+class GatedMRF(UnitsFromPass, ConditionalMixin, ScoreMixin, EnergyModel):
     """What all four share; they say which units they have."""
 
     domain = "real"

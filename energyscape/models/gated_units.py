@@ -23,6 +23,7 @@ from scipy.special import gammaln
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.kernels import log1p, sigmoid, softplus_sum
+from energyscape.models.filter_energy import Slopes
 from energyscape.verbs import Param, Params, as_column, is_one
 
 _TINY = 1e-300
@@ -114,6 +115,25 @@ class GammaUnits:
         """Σ_i w_i ∂F(z_i)/∂θ by name."""
         return {"a": (weights @ log1p(z)) * namespace(z).exp(params["a"])}
 
+    def bend(self, params: Params, z: Array) -> Array:
+        """∂²F/∂z², shape (n, units)."""
+        return -self.shapes(params) / (1 + z) ** 2
+
+    def slopes(self, params: Params, r: Array, z: Array) -> Slopes:
+        """First to third derivatives of F(r²/2) in r."""
+        level, t = self.shapes(params), 1 / (1 + z)
+        level = level * t
+        bent = level * (1 - z) * t
+        return Slopes(level * r, bent, level * r * (z - 3) * t * t)
+
+    def match_grads(
+        self, params: Params, r: Array, z: Array, first: Array, second: Array
+    ) -> Params:
+        """Gradients of Σ first φ' + Σ second φ'' in the unit's own parameter."""
+        slopes = self.slopes(params, r, z)
+        total = (slopes.first * first + slopes.second * second).sum(axis=0)
+        return {"a": total * namespace(z).exp(params["a"]) / self.shapes(params)}
+
     def own_energy(self, params: Params, h: Array) -> Array:
         """E(0, h) of every row, (n,), float64."""
         xp, h = namespace(h), h.astype(np.float64)
@@ -200,6 +220,26 @@ class BinaryUnits:
     def grad(self, params: Params, z: Array, weights: Array) -> Params:
         """Σ_i w_i ∂F(z_i)/∂θ by name."""
         return {"d": -(weights @ self.slope(params, z, 1.0))}
+
+    def bend(self, params: Params, z: Array) -> Array:
+        """∂²F/∂z², shape (n, units)."""
+        p = self.slope(params, z, 1.0)
+        return -p * (1 - p)
+
+    def slopes(self, params: Params, r: Array, z: Array) -> Slopes:
+        """First to third derivatives of F(r²/2) in r."""
+        p = self.slope(params, z, 1.0)
+        pq = p * (1 - p)
+        return Slopes(p * r, p - 2 * pq * z, pq * r * (2 * z * (1 - 2 * p) - 3))
+
+    def match_grads(
+        self, params: Params, r: Array, z: Array, first: Array, second: Array
+    ) -> Params:
+        """Gradients of Σ first φ' + Σ second φ'' in the unit's own parameter."""
+        p = self.slope(params, z, 1.0)
+        pq = p * (1 - p)
+        of_second = pq * (1 - 2 * z * (1 - 2 * p))
+        return {"d": (pq * r * first + of_second * second).sum(axis=0)}
 
     def own_energy(self, params: Params, h: Array) -> Array:
         """E(0, h) of every row, (n,), float64."""

@@ -17,6 +17,7 @@ from energyscape.backend import Array, namespace, to_host
 from energyscape.kernels import sigmoid
 from energyscape.layers import Affine, Identity, Sigmoid
 from energyscape.models.bipartite import BipartiteModel, bipartite_shapes
+from energyscape.models.filter_energy import Curved, Matched, Slopes, curved, matched
 from energyscape.models.thermometer import thermometer_code
 from energyscape.registry import register
 from energyscape.trainers import PCD
@@ -247,6 +248,47 @@ n_features_in_, seed_, trainer_
 
         return gradient
 
+    def laplacian(self, params: Params, x: Array) -> Array:
+        """ΔF = Σ_i 1/σ_i² - Σ_j p_j (1 - p_j) |W_j/σ²|², shape (n,), float64."""
+        precision = self._precision(params)
+        A, p = params["W"] * precision[:, None], self.forward(params, x).hidden()
+        bent = (p * (1 - p)).astype(np.float64) @ (A * A).sum(axis=0).astype(np.float64)
+        return precision.sum(dtype=np.float64) - bent
+
+    def score_matching(self, params: Params, passed: Any, weights: Array) -> tuple[Array, Params]:
+        """½|∂F/∂x|² - ΔF of each row, and the gradient of their weighted sum: a tied auto-encoder
+        whose units pay for not being saturated (Swersky et al., 2011)."""
+        x, precision, g = passed.x, self._precision(params), passed.input_grad()
+        A = params["W"] * precision[:, None]
+        found = matched(x, g, A, _slopes(passed), weights)
+        grads = self._of_filters(params, precision, A, found)
+        grads["b"] = -precision * (weights @ g)
+        stretched = weights @ (g * (x - params["b"])) - weights.sum()
+        grads["log_var"] -= precision * stretched
+        return found.values - precision.sum(dtype=np.float64), grads
+
+    def squared_curvature(
+        self, params: Params, passed: Any, weights: Array
+    ) -> tuple[Array, Params]:
+        """Σ_i (∂²F/∂x_i²)² of each row, and the gradient of their weighted sum."""
+        precision = self._precision(params)
+        A = params["W"] * precision[:, None]
+        found = curved(passed.x, precision, A, _slopes(passed), weights)
+        grads = self._of_filters(params, precision, A, found)
+        grads["b"] = namespace(A).zeros_like(params["b"])
+        grads["log_var"] -= precision * found.twice.sum(axis=0)
+        return found.values, grads
+
+    def _of_filters(
+        self, params: Params, precision: Array, A: Array, found: Matched | Curved
+    ) -> Params:
+        """Gradients that come by way of A = W/σ² and the fields."""
+        return {
+            "W": found.of_filters * precision[:, None],
+            "c": found.of_fields.sum(axis=0),
+            "log_var": -(found.of_filters * A).sum(axis=1),
+        }
+
     def _precision(self, params: Params) -> Array:
         return namespace(params["W"]).exp(-params["log_var"])
 
@@ -339,3 +381,10 @@ n_features_in_, seed_, trainer_
     def variances_(self) -> Any:
         self._need_fit("variances_")
         return self._fitted(namespace(self._params["W"]).exp(self._params["log_var"]))
+
+
+def _slopes(passed: Any) -> Slopes:
+    """Of -softplus."""
+    p = passed.hidden()
+    bent = p * (1 - p)
+    return Slopes(-p, -bent, bent * (2 * p - 1))

@@ -20,6 +20,7 @@ import numpy as np
 from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, namespace, to_host
+from energyscape.models.filter_energy import Slopes
 from energyscape.models.linear_sources import LinearSources, log_cosh, whitening
 from energyscape.pools import arrangement, log_integral, pooling
 from energyscape.registry import register
@@ -32,6 +33,10 @@ _FIXED_POINTS, _SCALINGS = 200, 30
 _LOG_HEAVY, _LOG_GAUSSIAN = math.log(math.pi), 0.5 * math.log(4 * math.pi)
 _LOG_LIGHT = 0.5 + 0.5 * math.log(2 * math.pi)
 _GAUSSIAN_LOG_COSH = 0.37456721
+
+
+def _apart(model: Any) -> bool:
+    return model.pools is None
 
 
 @register
@@ -267,6 +272,17 @@ class ICA(LinearSources):
             return inverse @ P - u * u * ((inverse * inverse * inverse) @ (P * P)) + rest
         t = namespace(u).tanh(u)
         return (1 - t * t) * own["sign"] + rest
+
+    def source_slopes(self, params: Params, u: Array) -> Slopes:
+        sign, t = params["sign"], namespace(u).tanh(u)
+        bent = (1 - t * t) * sign
+        rest = 0.5 * (1 - sign)
+        return Slopes(t * sign + u * rest, bent + rest, -2 * t * bent)
+
+    # Sources of one pool bend each other.
+    laplacian = available_if(_apart)(LinearSources.laplacian)
+    score_matching = available_if(_apart)(LinearSources.score_matching)
+    squared_curvature = available_if(_apart)(LinearSources.squared_curvature)
 
     def _radii(self, params: Params, u: Array) -> Array:
         """√(ε + Σ_k P_pk u_k²) of every pool, shape (n, n_pools)."""

@@ -92,6 +92,8 @@ class KMeans(ClusterMixin, EnergyModel):
     """
 
     domain = "real"
+    smooth = False
+    nonnegative = True
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ import numpy as np
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.models.base import EnergyModel
+from energyscape.models.filter_energy import Curved, Matched, Slopes, curved, matched
 from energyscape.verbs import Params, Pass
 
 # Least variance along an axis of the standardised data as a fraction of the largest, and of a
@@ -64,6 +65,15 @@ class LinearSources(EnergyModel):
         """ψ(u), the gradient of `source_energy`, the shape of u."""
         raise NotImplementedError
 
+    def source_slopes(self, params: Params, u: Array) -> Slopes:
+        """First to third derivatives of what each source costs, where they do not meet."""
+        raise NotImplementedError
+
+    def strength_grads(self, params: Params, along: Array, bent: Array) -> Params:
+        """Gradients in factors of what each source costs, where the sum that is followed changes by
+        (along - bent)/a as a does; nothing by default."""
+        return {}
+
     def offset(self, params: Params) -> Any:
         """What of F does not depend on x."""
         raise NotImplementedError
@@ -90,6 +100,31 @@ class LinearSources(EnergyModel):
     def input_grad(self, params: Params, x: Array) -> Array:
         """∂F/∂x = W'ψ(W(x - m)), shape (n, n_features)."""
         return SourcePass(self, params, x).input_grad()
+
+    def laplacian(self, params: Params, x: Array) -> Array:
+        """ΔF = Σ_k φ_k''(u_k) |w_k|², shape (n,), float64."""
+        W, bent = params["W"], self.source_slopes(params, self.sources(params, x)).second
+        return bent.astype(np.float64) @ (W * W).sum(axis=1).astype(np.float64)
+
+    def score_matching(self, params: Params, passed: Any, weights: Array) -> tuple[Array, Params]:
+        """½|∂F/∂x|² - ΔF of each row, and the gradient of their weighted sum."""
+        slopes, W = self.source_slopes(params, passed.u), params["W"]
+        found = matched(passed.x - params["m"], passed.input_grad(), W.T, slopes, weights)
+        along = weights @ (slopes.first * found.along)
+        bent = (weights @ slopes.second) * found.norms
+        return found.values, self._of_filters(W, found) | self.strength_grads(params, along, bent)
+
+    def squared_curvature(
+        self, params: Params, passed: Any, weights: Array
+    ) -> tuple[Array, Params]:
+        """Σ_i (∂²F/∂x_i²)² of each row, and the gradient of their weighted sum."""
+        slopes, W = self.source_slopes(params, passed.u), params["W"]
+        found = curved(passed.x - params["m"], 0 * params["m"], W.T, slopes, weights)
+        bent = (slopes.second * found.seen).sum(axis=0)
+        return found.values, self._of_filters(W, found) | self.strength_grads(params, bent, 0)
+
+    def _of_filters(self, W: Array, found: Matched | Curved) -> Params:
+        return {"W": found.of_filters.T, "m": -(found.of_fields.sum(axis=0) @ W)}
 
     def sources(self, params: Params, x: Array) -> Array:
         """u = W(x - m), shape (n, len(W))."""

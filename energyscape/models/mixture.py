@@ -275,6 +275,29 @@ or (n_components,)
         own = (passed.hidden() * (traces - squares)).sum(axis=1, dtype=np.float64)
         return own + (passed.input_grad() ** 2).sum(axis=1, dtype=np.float64)
 
+    def score_matching(
+        self, params: Params, passed: MixturePass, weights: Array
+    ) -> tuple[Array, Params]:
+        """½|∂F/∂x|² - ΔF of each row, and the gradient of their weighted sum.
+
+        With r = p(k|x), a_k = ∂E/∂x of component k, τ_k = tr Σ_k⁻¹ and g = Σ_k r_k a_k it is
+        Σ_k r_k (|a_k|² - τ_k) - ½|g|², whose derivative is r_k (2 a_k - g) in a_k, -r_k in τ_k and
+        -r_k (s_k - Σ_l r_l s_l) in E(x, k), where s_k = |a_k|² - τ_k - g'a_k.
+        """
+        x, g, r = passed.x, passed.input_grad(), passed.hidden()
+        traces, squares = self._kind.curvatures(params, x)
+        apart = squares - traces
+        values = (r * apart).sum(axis=1, dtype=np.float64)
+        values -= 0.5 * (g * g).sum(axis=1, dtype=np.float64)
+        s = apart - self._kind.along(params, x, g)
+        s -= (r * s).sum(axis=1, keepdims=True)
+        share = r * weights[:, None]
+        of_energy = -share * s
+        grads = self._kind.gradients(params, x, of_energy)
+        for key, more in self._kind.pull_gradients(params, x, g, share).items():
+            grads[key] += more
+        return values, grads | {"w": -of_energy.sum(axis=0)}
+
     def encode(self, params: Params, x: Array) -> Array:
         """p(k|x), shape (n, n_components)."""
         return self.forward(params, x).hidden()

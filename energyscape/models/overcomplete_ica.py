@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
+from energyscape.models.filter_energy import Slopes
 from energyscape.models.ica import decorrelated
 from energyscape.models.linear_sources import LinearSources, log_cosh, whitening
 from energyscape.registry import register
@@ -119,6 +120,14 @@ class OvercompleteICA(LinearSources):
 
     def source_grad(self, params: Params, u: Array) -> Array:
         return namespace(u).tanh(u) * _strengths(params)
+
+    def source_slopes(self, params: Params, u: Array) -> Slopes:
+        a, t = _strengths(params), namespace(u).tanh(u)
+        bent = a * (1 - t * t)
+        return Slopes(a * t, bent, -2 * t * bent)
+
+    def strength_grads(self, params: Params, along: Array, bent: Array) -> Params:
+        return {"log_a": along - bent}
 
     def offset(self, params: Params) -> Any:
         return 0.0

@@ -82,6 +82,7 @@ class PCA(EnergyModel):
     """
 
     domain = "real"
+    nonnegative = True
     n_components: int | None  # type: ignore[assignment]
 
     def __init__(

@@ -7,18 +7,66 @@ RBM (Smolensky, 1986; Hinton, 2002)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from energyscape.backend import Array, namespace
+from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.kernels import sigmoid, softplus_sum
 from energyscape.layers import Affine, Sigmoid
 from energyscape.models.binary_visible import BinaryVisible
-from energyscape.models.bipartite import bipartite_shapes
+from energyscape.models.bipartite import BipartitePass, bipartite_shapes
 from energyscape.registry import register
 from energyscape.sources import rows_per_block
 from energyscape.verbs import Param, Params
+
+# Elements of hidden units that flips are worked on at once: what stays in a cache of the CPU, and
+# what keeps a GPU busy.
+_FLIPPED, _ON_GPU = 1 << 17, 1 << 26
+
+
+class RBMPass(BipartitePass):
+    """The pass, with a quick way to flip single bits."""
+
+    def flips(self, bits: Array, slope: Callable[[Array], Array]) -> tuple[Array, Params]:
+        """As `Pass.flips`. A flip of bit d moves the field by ±W_d, so that with p = σ(field)
+
+            softplus(field ± W_d) - softplus(field) = log t,    t = 1 + p (e^±W_d - 1)
+            σ(field ± W_d) = 1 - (1 - p)/t
+
+        which needs one logarithm, and subtracts no large energies. Rows that are no bits go the
+        general way.
+        """
+        xp, x, params = namespace(self.x), self.x, self.params
+        if not bool(((x == 0) | (x == 1)).all()):
+            return super().flips(bits, slope)
+        W, n, p = params["W"], len(x), self.hidden()
+        size = max(1, (_ON_GPU if is_gpu_array(x) else _FLIPPED) // p.size)
+        differences, off = [], 1 - p
+        moved, pulled = xp.zeros_like(p), xp.zeros(n, x.dtype)
+        grads = {"W": xp.zeros_like(W), "b": xp.zeros_like(params["b"])}
+        for lo in range(0, len(bits), size):
+            part = bits[lo : lo + size]
+            sign = 1 - 2 * x[:, part].T  # (bits, n)
+            up, down = xp.expm1(W[part])[:, None], xp.expm1(-W[part])[:, None]
+            t = xp.where(sign[:, :, None] > 0, up, down)
+            t *= p
+            t += 1
+            change = xp.log(t).sum(axis=2, dtype=np.float64)
+            change += sign * params["b"][part][:, None]
+            weights = slope(change).astype(x.dtype)
+            on = xp.divide(off, t, out=t)  # σ of the moved field, times the weights
+            xp.subtract(1, on, out=on)
+            on *= weights[:, :, None]
+            moved += on.sum(axis=0)
+            pulled += weights.sum(axis=0)
+            grads["W"][part] = xp.matmul(sign[:, None], on)[:, 0]
+            grads["b"][part] = (weights * sign).sum(axis=1)
+            differences.append(change.T)
+        moved -= pulled[:, None] * p
+        grads["W"] += x.T @ moved
+        return xp.concatenate(differences, axis=1), grads | {"c": moved.sum(axis=0)}
 
 
 @register
@@ -117,6 +165,12 @@ class RBM(BinaryVisible):
 
     def param_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
         return bipartite_shapes(n_features, self.n_components)
+
+    def forward(
+        self, params: Params, x: Array, beta: Any = 1.0, base: Params | None = None
+    ) -> RBMPass:
+        """One product x'W, and all that follows from it."""
+        return RBMPass(self, params, x, beta, base)
 
     def scaled(self, params: Params, x: Array) -> Array:
         return x

@@ -132,6 +132,7 @@ class RICA(EnergyFromPass, EnergyModel):
     # exp(-F) has a bounded volume for all W: along an eigenvector of W'W, of eigenvalue a, F is at
     # least ½(1 - a)²t² + λ√a t (or what another penalty pays), and both cannot be small.
     limited = True
+    nonnegative = True
 
     def __init__(
         self,

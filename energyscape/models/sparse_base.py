@@ -81,6 +81,8 @@ class SparseModel(EnergyFromPass, EnergyModel):
     decoded_rows = 100  # each takes a code
     # Atoms have norm 1 and codes pay, so that pushing down on data alone cannot flatten F.
     limited = True
+    nonnegative = True
+    smooth = False  # where a unit begins to be on
     algorithms: ClassVar[tuple[str, ...]] = tuple(ALGORITHMS)
 
     n_components: int | None  # type: ignore[assignment]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from sklearn.base import BaseEstimator
 
 from energyscape.backend import Array, namespace
@@ -29,6 +30,7 @@ _EXAMPLES = {
     "penalty": "KL(0.05)",
 }
 _UPDATES, _FEWEST_EPOCHS, _MOST_EPOCHS = 10_000, 10, 1000
+_MEMORY = 0.01  # share of an update in the running mean of a loss
 
 
 @dataclass(slots=True)
@@ -63,10 +65,14 @@ class Trainer(BaseEstimator):
     requires: ClassVar[tuple[str, ...]] = ("init_params", "param_specs", "forward")
     domains: ClassVar[tuple[str, ...]] = ()
     default_rate: ClassVar[float] = 0.1
-    # Whether the energy must belong to a density: chains run away on one that does not.
+    # Whether the energy must belong to a density: chains run away on one that does not, and what is
+    # pulled up near the data stays low farther out.
     needs_proper: ClassVar[bool] = False
     # Whether the energy must be bounded in volume, as where it is pushed down on data alone.
     needs_limited: ClassVar[bool] = False
+    # Whether F must have a curvature everywhere, and be that of data rows as they are.
+    needs_smooth: ClassVar[bool] = False
+    needs_visible: ClassVar[bool] = False
     # Starts from different random numbers, the best of which by the history's ``bound`` stays.
     n_init = 1
     # Rows that parameters start from.
@@ -253,12 +259,66 @@ class Contrast(Trainer):
 
     def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
         passed, weights = self.points(model, params, carry, batch, rng)
-        sums = passed.grad(weights)
-        scale = 1.0 / batch.n
-        for key, total in passed[: len(batch.x)].stats().items():
-            total *= total.dtype.type(scale)
-            sums[key] = total
-        return sums
+        return gathered(passed, weights, batch)
+
+
+class Objective(Contrast):
+    """A contrast that has a loss of each row; subclasses write `evaluate`.
+
+    The history's ``loss`` is its mean over about the last hundred updates.
+    """
+
+    def evaluate(
+        self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
+    ) -> tuple[Pass, Array, Array]:
+        """As `points`, and the loss of every row, (rows,), float64: Σ weights ∂F is the gradient of
+        its sum over ``batch.n``."""
+        raise NotImplementedError
+
+    def points(
+        self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
+    ) -> tuple[Pass, Array]:
+        return self.evaluate(model, params, carry, batch, rng)[:2]
+
+    def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
+        mean = namespace(x).zeros(1, np.float64)
+        return super().start(model, params, x, rng) | {"loss/mean": mean}
+
+    def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
+        passed, weights, loss = self.evaluate(model, params, carry, batch, rng)
+        weights = weights.astype(batch.x.dtype, copy=False)
+        return self.summed(passed, weights, loss, batch)
+
+    def summed(self, passed: Pass, weights: Array, loss: Array, batch: Batch) -> Params:
+        """Sums of an update from what `evaluate` gives."""
+        return gathered(passed, weights, batch) | {"loss/mean": loss.sum() / batch.n}
+
+    def apply(self, model: Any, params: Params, carry: Params, sums: Params, at: Moment) -> None:
+        self.remember(carry, sums, "loss/mean", at)
+        super().apply(model, params, carry, sums, at)
+
+    @staticmethod
+    def remember(carry: Params, sums: Params, key: str, at: Moment) -> None:
+        """Let a running mean of the carry follow what an update gave."""
+        mean = carry[key]
+        mean += max(_MEMORY, 1.0 / (at.step + 1)) * (sums.pop(key) - mean)
+
+    def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
+        return {"loss": carry["loss/mean"][0]}
+
+
+def gathered(passed: Pass, weights: Array, batch: Batch) -> Params:
+    """Σ weights ∂F at the points of a pass that begins with the data, and the means that buffers
+    ask for."""
+    return passed.grad(weights) | mean_stats(passed[: len(batch.x)], batch.n)
+
+
+def mean_stats(passed: Pass, n: int) -> Params:
+    """What buffers ask for of data rows, over the ``n`` of the whole batch."""
+    sums = passed.stats()
+    for total in sums.values():
+        total *= total.dtype.type(1.0 / n)
+    return sums
 
 
 def contrast_weights(x: Array, n: int, n_negative: int, rows: int) -> Array:

@@ -180,11 +180,20 @@ class CD(_ChainContrast):
             return self._by_sampler(model, params, carry, batch, chains, rng)
         data = model.forward(params, batch.x)
         moved = data if chains == rows else _cycled(model, params, batch.x, chains)
-        for _ in range(self.n_steps):
-            h = moved.sample_hidden(rng)
-            moved = model.forward(params, _visible(model, params, h, rng))
-        passed = data.join(moved)
+        passed = data.join(self._swept(model, params, moved, rng))
         return passed, contrast_weights(passed.x, batch.n, chains, rows)
+
+    def moved(self, model: Any, params: Params, carry: Params, x: Array, rng: Any) -> Array:
+        """Where a chain from every row of ``x`` is after ``n_steps``."""
+        if not self._kernel(model).needs_sweep:
+            return self._moved_by_sampler(model, params, carry, x, rng)
+        return self._swept(model, params, model.forward(params, x), rng).x
+
+    def _swept(self, model: Any, params: Params, passed: Pass, rng: Any) -> Pass:
+        for _ in range(self.n_steps):
+            h = passed.sample_hidden(rng)
+            passed = model.forward(params, _visible(model, params, h, rng))
+        return passed
 
     def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
         carry = super().start(model, params, x, rng)
@@ -197,15 +206,20 @@ class CD(_ChainContrast):
     def _by_sampler(
         self, model: Any, params: Params, carry: Params, batch: Batch, n: int, rng: Any
     ) -> tuple[Pass, Array]:
+        moved = self._moved_by_sampler(model, params, carry, _in_turn(batch.x, n), rng)
+        data = _completed(model, params, batch.x)
+        passed = model.forward(params, namespace(data).concatenate([data, moved]))
+        return passed, contrast_weights(passed.x, batch.n, n, len(data))
+
+    def _moved_by_sampler(
+        self, model: Any, params: Params, carry: Params, x: Array, rng: Any
+    ) -> Array:
         """Chains anew from the rows; step size and the like are carried on."""
-        x, xp = _started(model, params, _in_turn(batch.x, n), rng), namespace(batch.x)
-        chains = Chains.of(carry | {"chain/x": x})
+        chains = Chains.of(carry | {"chain/x": _started(model, params, x, rng)})
         self._kernel(model).restart(chains, rng)
         self._advance(model, params, chains, rng)
         carry |= {f"sampler/{key}": value for key, value in chains.shared.items()}
-        data = _completed(model, params, batch.x)
-        passed = model.forward(params, xp.concatenate([data, _as_rows(model, params, chains.x)]))
-        return passed, contrast_weights(passed.x, batch.n, n, len(data))
+        return _as_rows(model, params, chains.x)
 
 
 @register
