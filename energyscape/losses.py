@@ -96,7 +96,7 @@ class PairLoss(Loss):
             return self.value(p, q).sum(axis=0), at_p.sum(axis=0), at_q
         least = q.min(axis=0)
         if pooling == "worst":
-            share = xp.arange(len(q))[:, None] == q.argmin(axis=0)
+            share = xp.arange(len(q))[:, None] == xp.argmin(q, axis=0)
             pooled = least
         else:
             share = xp.exp(least - q)

@@ -159,10 +159,13 @@ def test_quick_flips_are_exact_in_float32() -> None:
 
 
 def test_grey_rows_are_flipped_like_any_others() -> None:
-    """Probabilities take the general way: 1 - x."""
+    """A flip of a probability is 1 - x."""
     model, x = RBM(4), np.random.default_rng(0).random((5, 6))
     params = generic_params(model, x)
-    change, _ = model.forward(params, x).flips(np.array([2]), lambda d: d)
+    passed = model.forward(params, x)
+    change, grads = passed.flips(np.array([2]), lambda d: d)
+    for key, wanted in Pass.flips(passed, np.array([2]), lambda d: d)[1].items():
+        np.testing.assert_allclose(grads[key], wanted, atol=1e-12)
     y = x.copy()
     y[:, 2] = 1 - y[:, 2]
     wanted = model.free_energy(params, x) - model.free_energy(params, y)

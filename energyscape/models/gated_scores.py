@@ -109,5 +109,6 @@ class ScoreMixin:
         grads |= self.units.match_grads(params, r, z, first[:, :k], second[:, :k])
         if "W" in params:
             of_mean = found.of_fields[:, k:].sum(axis=0)
-            grads |= {"W": found.of_filters[:, k:], "c": of_mean}
+            of_w = namespace(r).ascontiguousarray(found.of_filters[:, k:])
+            grads |= {"W": of_w, "c": of_mean}
         return grads

@@ -124,7 +124,8 @@ class LinearSources(EnergyModel):
         return found.values, self._of_filters(W, found) | self.strength_grads(params, bent, 0)
 
     def _of_filters(self, W: Array, found: Matched | Curved) -> Params:
-        return {"W": found.of_filters.T, "m": -(found.of_fields.sum(axis=0) @ W)}
+        of_w = namespace(W).ascontiguousarray(found.of_filters.T)
+        return {"W": of_w, "m": -(found.of_fields.sum(axis=0) @ W)}
 
     def sources(self, params: Params, x: Array) -> Array:
         """u = W(x - m), shape (n, len(W))."""

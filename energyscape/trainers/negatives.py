@@ -98,7 +98,7 @@ class BitFlips(Negatives):
         rows = xp.arange(len(y))
         order = rng.uniform(y.shape)
         for _ in range(min(self.n_bits, y.shape[1])):
-            bit = order.argmax(axis=1)
+            bit = xp.argmax(order, axis=1)
             order[rows, bit] = -1
             y[rows, bit] = 1 - y[rows, bit]
         return y.reshape(x.shape)
