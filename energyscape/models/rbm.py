@@ -39,36 +39,41 @@ class RBMPass(BipartitePass):
         """
         xp, x, params = namespace(self.x), self.x, self.params
         W, n, p = params["W"], len(x), self.hidden()
-        # On the CPU the two values of e^±W_d - 1 are worth a table; a GPU is not to be asked for
-        # what its rows are.
+        # On the CPU the two values of e^±W_d - 1 are worth a table (middle and half of the way from
+        # one to the other); a GPU is not to be asked for what its rows are.
         two = not is_gpu_array(x) and bool(((x == 0) | (x == 1)).all())
         size = max(1, (_ON_GPU if is_gpu_array(x) else _FLIPPED) // p.size)
         differences, off = [], 1 - p
-        moved, pulled = xp.zeros_like(p), xp.zeros(n, x.dtype)
+        # Kept: new memory for every block would take longer than the arithmetic.
+        room = xp.empty((2, min(size, len(bits)), *p.shape), x.dtype)
+        share, pulled = xp.zeros_like(p), xp.zeros(n, x.dtype)
         grads = {"W": xp.zeros_like(W), "b": xp.zeros_like(params["b"])}
         for lo in range(0, len(bits), size):
             part = bits[lo : lo + size]
             sign = 1 - 2 * x[:, part].T  # (bits, n)
+            t, logs = room[:, : len(part)]
             if two:
                 up, down = xp.expm1(W[part])[:, None], xp.expm1(-W[part])[:, None]
-                t = xp.where(sign[:, :, None] > 0, up, down)
+                xp.multiply(sign[:, :, None], 0.5 * (up - down), out=t)
+                t += 0.5 * (up + down)
             else:
-                t = sign[:, :, None] * W[part][:, None]
+                xp.multiply(sign[:, :, None], W[part][:, None], out=t)
                 xp.expm1(t, out=t)
             t *= p
             t += 1
-            change = xp.log(t).sum(axis=2, dtype=np.float64)
+            change = xp.log(t, out=logs).sum(axis=2).astype(np.float64)
             change += sign * params["b"][part][:, None]
             weights = slope(change).astype(x.dtype)
-            on = xp.divide(off, t, out=t)  # σ of the moved field, times the weights
-            xp.subtract(1, on, out=on)
-            on *= weights[:, :, None]
-            moved += on.sum(axis=0)
+            rest = xp.divide(off, t, out=t)  # 1 - σ of the moved field
+            share += xp.einsum("dn,dnk->nk", weights, rest)
             pulled += weights.sum(axis=0)
-            grads["W"][part] = xp.matmul(sign[:, None], on)[:, 0]
-            grads["b"][part] = (weights * sign).sum(axis=1)
+            weights *= sign
+            total = weights.sum(axis=1)
+            grads["W"][part] = total[:, None] - xp.matmul(weights[:, None], rest)[:, 0]
+            grads["b"][part] = total
             differences.append(change.T)
-        moved -= pulled[:, None] * p
+        moved = pulled[:, None] * off
+        moved -= share
         grads["W"] += x.T @ moved
         return xp.concatenate(differences, axis=1), grads | {"c": moved.sum(axis=0)}
 
