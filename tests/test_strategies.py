@@ -28,6 +28,7 @@ from energyscape.models import (
     OvercompleteICA,
 )
 from energyscape.optim import SGD, Constant
+from energyscape.samplers import HMC
 from energyscape.trainers import (
     NCE,
     BitFlips,
@@ -685,3 +686,45 @@ def test_the_history_has_the_loss() -> None:
     assert loss[-1] == pytest.approx(own["loss/mean"], abs=0.15)
     again = RBM(5, trainer=short(NCE, n_epochs=2), random_state=0).fit(BITS)
     assert {"loss", "log_partition", "noise_saturated"} <= set(again.history_)
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        NCE(3),
+        ConditionalNCE(n_negatives=2),
+        PseudoLikelihood(n_bits=3),
+        MarginLoss(Hinge(), Chains()),
+        SlicedScoreMatching(2),
+        DenoisingScoreMatching(),
+        ScoreMatching(0.1),
+        MarginLoss(negatives=MostOffending()),
+        MarginLoss(Log(), Chains(sampler=HMC(3))),
+    ],
+    ids=repr,
+)
+def test_resume_is_bit_exact(trainer: Any, tmp_path: Any) -> None:
+    from energyscape import load
+
+    binary = trainer.domains == ("binary",) or repr(trainer).startswith(("NCE", "Cond"))
+    binary |= "Chains()" in repr(trainer)
+    make, X = (RBM, BITS) if binary else (GaussianRBM, REALS)
+    X = X.astype(np.float32)
+    trainer = trainer.set_params(
+        n_epochs=6, batch_size=25, optimizer=SGD(0.01, momentum=0.5), averaging=0.3
+    )
+    whole = make(4, trainer=trainer, random_state=3).fit(X)
+    trainer.set_params(callbacks=[lambda model, state, info: state.epoch == 2])
+    broken = make(4, trainer=trainer, random_state=3).fit(X)
+    trainer.set_params(callbacks=())
+    broken.trainer_.callbacks = ()
+    broken.set_params(trainer=trainer).save(tmp_path / "broken.h5")
+    resumed = load(tmp_path / "broken.h5").resume(X)
+    for part in ("params", "carry"):
+        got, wanted = getattr(resumed._state, part), getattr(whole._state, part)
+        assert got.keys() == wanted.keys()
+        for key in wanted:
+            np.testing.assert_array_equal(got[key], wanted[key], err_msg=key)

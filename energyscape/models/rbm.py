@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, is_gpu_array, namespace
-from energyscape.kernels import sigmoid, softplus_sum
+from energyscape.kernels import sigmoid
 from energyscape.layers import Affine, Sigmoid
 from energyscape.models.binary_visible import BinaryVisible
 from energyscape.models.bipartite import BipartitePass, bipartite_shapes
 from energyscape.registry import register
-from energyscape.sources import rows_per_block
 from energyscape.verbs import Param, Params
 
 # Elements of hidden units that flips are worked on at once: what stays in a cache of the CPU, and
@@ -224,15 +223,6 @@ class RBM(BinaryVisible):
         return self._map(X, self._pseudo_log_likelihood)
 
     def _pseudo_log_likelihood(self, params: Params, x: Array) -> Array:
-        xp, W = namespace(x), params["W"]
-        out = xp.empty(len(x), np.float64)
-        size = rows_per_block(3 * W.size * W.dtype.itemsize)
-        for lo in range(0, len(x), size):
-            rows = x[lo : lo + size]
-            passed = self.forward(params, rows)
-            flip = (1 - 2 * rows)[:, :, None]
-            flipped = softplus_sum((passed.field[:, None] + flip * W).reshape(-1, W.shape[1]))
-            flipped = -flipped.reshape(rows.shape) - flip[:, :, 0] * params["b"]
-            gained = flipped + softplus_sum(passed.field)[:, None]
-            out[lo : lo + size] = -softplus_sum(-gained)
-        return out
+        xp = namespace(x)
+        change, _ = self.forward(params, x).flips(xp.arange(x.shape[1]), xp.zeros_like)
+        return -xp.logaddexp(0.0, change).sum(axis=1)
