@@ -247,19 +247,19 @@ OTHERS = [
         "TiledMPoT",
         lambda **k: TiledMPoT(3, n_mean_components=2, tile=2, stride=1, **k),
         _images(60, 5, 5),
-        (*_CHAINS, *_SMOOTH),
+        (*_CHAINS, *_FILTERS),
     ),
     Case(
         "FieldsOfExperts",
         lambda **k: FieldsOfExperts(3, size=2, **k),
         _images(60, 5, 5),
-        (*_CHAINS, *_SMOOTH),
+        (*_CHAINS, *_FILTERS),
     ),
     Case(
         "FieldsOfExperts given",
         lambda **k: FieldsOfExperts(2, size=2, filters=[[[-1, 1], [0, 0]], [[-1, 0], [1, 0]]], **k),
         _images(60, 5, 5),
-        (*_CHAINS, *_SMOOTH),
+        (*_CHAINS, *_FILTERS),
     ),
     Case("TiledRBM", lambda **k: TiledRBM(3, **k), _maps(60, 5, 5, 2), (*_CHAINS, *_FLIPS)),
     Case(

@@ -32,6 +32,7 @@ import scipy.fft
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.models.field_pass import FieldPass
+from energyscape.models.field_scores import FieldScoreMixin
 from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.gated_base import FIRST_LENGTH, RIDGE, shorten
 from energyscape.models.gated_units import GammaUnits
@@ -46,7 +47,7 @@ _TOLERANCE, _MOST_ROUNDS = 1e-5, 500  # of conjugate gradients
 _BENDS = np.geomspace(1e-4, 1.0, 25)  # κ² of the spectrum that are tried
 
 
-class GatedField(UnitsFromPass, ImageModel):
+class GatedField(UnitsFromPass, FieldScoreMixin, ImageModel):
     """What tiled models and fields of experts share; they say where windows lie."""
 
     domain = "real"
