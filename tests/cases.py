@@ -475,7 +475,7 @@ OTHERS = [
         "AutoEncoder potential",
         lambda **k: AutoEncoder(4, energy_kind="potential", **k),
         _reals(60, 6),
-        (*_CHAINS, *_SMOOTH, *_CODES[:-1]),
+        (*_CHAINS, *_FILTERS, *_CODES[:-1]),
         (Saturation,),
     ),
     Case(

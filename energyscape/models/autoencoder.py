@@ -14,9 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.utils.metaestimators import available_if
 
-from energyscape.backend import Array
+from energyscape.backend import Array, namespace
 from energyscape.models.encoder_decoder import EncoderDecoder, EncoderDecoderPass
+from energyscape.models.filter_energy import Slopes, curved, matched
 from energyscape.registry import register
 from energyscape.verbs import Params, check_count
 
@@ -40,6 +42,10 @@ class _PotentialPass(EncoderDecoderPass):
 
     def input_grad(self) -> Array:
         return (self.up[-1].x - self.down[-1].h) / self.params["scale"]
+
+
+def _bends(model: Any) -> bool:
+    return model.energy_kind == "potential" and model.smooth
 
 
 @register
@@ -154,7 +160,42 @@ class AutoEncoder(EncoderDecoder):
             return passed
         return _PotentialPass(self, params, x, passed.up)
 
+    @available_if(_bends)
+    def laplacian(self, params: Params, x: Array) -> Array:
+        """ΔF of the potential, shape (n,), float64."""
+        passed, W, square = self.forward(params, x), params["W"], params["scale"] ** 2
+        bent = _slopes(passed).second.astype(np.float64) @ (W * W).sum(axis=0).astype(np.float64)
+        return (len(W) + bent) / square
+
+    @available_if(_bends)
+    def score_matching(self, params: Params, passed: Any, weights: Array) -> tuple[Array, Params]:
+        """½|∂F/∂x|² - ΔF of each row, and the gradient of their weighted sum."""
+        y, scale = passed.up[-1].x, params["scale"]
+        g, w = passed.input_grad() * scale, weights / scale**2
+        found = matched(y, g, params["W"], _slopes(passed), w)
+        grads = {"W": found.of_filters, "c": found.of_fields.sum(axis=0), "b": -(w @ g)}
+        return (found.values - y.shape[1]) / scale.astype(np.float64) ** 2, grads
+
+    @available_if(_bends)
+    def squared_curvature(
+        self, params: Params, passed: Any, weights: Array
+    ) -> tuple[Array, Params]:
+        """Σ_i (∂²F/∂x_i²)² of each row, and the gradient of their weighted sum."""
+        fourth, b = params["scale"] ** 4, params["b"]
+        xp = namespace(b)
+        slopes, w = _slopes(passed), weights / fourth
+        found = curved(passed.up[-1].x, xp.ones_like(b), params["W"], slopes, w)
+        grads = {"W": found.of_filters, "c": found.of_fields.sum(axis=0), "b": xp.zeros_like(b)}
+        return found.values / fourth.astype(np.float64), grads
+
     @property
     def components_(self) -> Any:
         self._need_fit("components_")
         return self._fitted(self._params["W"].T)
+
+
+def _slopes(passed: Any) -> Slopes:
+    """Of minus the activation's primitive."""
+    up = passed.up[-1]
+    f = up.activation
+    return Slopes(-up.h, -f.slope(up.a, up.h), -f.curvature(up.a, up.h))
