@@ -7,13 +7,14 @@ import math
 from typing import Any
 
 import numpy as np
+import population
 import pytest
 from cases import CASES, short
 from scipy.stats import multivariate_normal
 
 from energyscape.backend import Purpose, stream
 from energyscape.errors import CapabilityError
-from energyscape.evaluation.laws import all_states, generic_params
+from energyscape.evaluation.laws import generic_params
 from energyscape.losses import LVQ2, MCE, Energy, Hinge, Log, Perceptron, SquareSquare
 from energyscape.models import (
     ICA,
@@ -113,21 +114,11 @@ def test_flips_follow_their_textbook_loss(trainer: type, name: str) -> None:
 
 @pytest.mark.parametrize("trainer", FLIPS, ids=lambda t: t.__name__)
 def test_flips_are_at_rest_at_the_truth(trainer: type) -> None:
-    """With p(x) as the weights of all x the gradient is 0; the loss with a slope that is not
-    consistent, φ = max(0, Δ), is the control."""
-    model = RBM(4)
-    params = generic_params(model, BITS[:8, :6], noise=2.0)
-    v = all_states(6)
-    p = np.exp(-model.free_energy(params, v))
-    p /= p.sum()
-    for slope, rests in ((trainer().slope, True), (lambda d: (d > 0) * 1.0, False)):
-        total: dict[str, Any] = {}
-        for i in range(len(v)):
-            one = model.forward(params, v[i : i + 1])
-            _, grads = one.flips(np.arange(6), lambda d, i=i, slope=slope: p[i] * slope(d))
-            total = {k: g + total.get(k, 0) for k, g in grads.items()}
-        largest = max(abs(g).max() for g in total.values())
-        assert (largest <= 1e-12) == rests, largest
+    """With p(x) as the weights of all x the gradient is 0; a φ that is not consistent, max(0, Δ),
+    is the control."""
+    truth = population.machine(BITS)
+    assert population.largest(population.of_flips(*truth, trainer().slope)) <= 1e-12
+    assert population.largest(population.of_flips(*truth, lambda d: (d > 0) * 1.0)) > 1e-2
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -239,30 +230,9 @@ def test_nce_follows_its_textbook_loss(kind: str) -> None:
 
 def test_nce_is_at_rest_at_the_truth() -> None:
     """All x with p(x) as data, all y with p_noise(y) as noise; a c that is off is the control."""
-    model = RBM(4)
-    x = BITS[:8, :6]
-    params = generic_params(model, x, noise=2.0)
-    carry = _begun(NCE(noise_ratio=1), model, params, x)
-    v = all_states(6)
-    log_z = model.log_partition(params)
-    p = np.exp(-model.free_energy(params, v) - log_z)
-    logit = carry["noise/logit"]
-    noise = np.exp(v @ logit - np.logaddexp(0, logit).sum())
-
-    class States:
-        """Gives all states in place of draws."""
-
-        def bernoulli_logit(self, a: np.ndarray) -> np.ndarray:
-            return v
-
-    for off, rests in ((0.0, True), (0.5, False)):
-        carry["nce/log_z"][:] = log_z + off
-        batch = Batch(v, 1)
-        passed, weights, _ = NCE(noise_ratio=1).evaluate(model, params, carry, batch, States())
-        grads = passed.grad(weights * np.concatenate([p, noise]))
-        largest = max(abs(g).max() for g in grads.values())
-        largest = max(largest, abs((weights * np.concatenate([p, noise])).sum()))
-        assert (largest <= 1e-12) == rests, largest
+    truth = population.machine(BITS)
+    assert population.largest(population.of_noise(*truth, BITS)) <= 1e-12
+    assert population.largest(population.of_noise(*truth, BITS, off=0.5)) > 1e-2
 
 
 def test_nce_begins_near_log_z() -> None:
@@ -325,31 +295,12 @@ def test_pairs_follow_their_textbook_loss(model: Any, x: np.ndarray, trainer: An
     _agree(sums, loss, model, params)
 
 
-def _flip_population(model: Any, params: Any, loss: Any) -> float:
-    """Largest entry of the mean gradient over all x with p(x) and all flips of one bit."""
-    v = all_states(6)
-    p = np.exp(-model.free_energy(params, v))
-    p /= p.sum()
-    own, total = model.free_energy(params, v), {}
-    for d in range(6):
-        y = v.copy()
-        y[:, d] = 1 - y[:, d]
-        q = model.free_energy(params, y)[None] - loss.margins(v, y)
-        _, at_p, at_q = loss.evaluate(own, q, "sum")
-        grads = model.free_energy_grad(
-            params, np.concatenate([v, y]), np.concatenate([p * at_p, p * at_q[0]])
-        )
-        total = {k: g + total.get(k, 0) for k, g in grads.items()}
-    return max(abs(g).max() for g in total.values())
-
-
 def test_only_the_log_loss_is_at_rest_at_the_truth() -> None:
     """The documented bias: every other loss moves a model that is the data's own."""
-    model = RBM(4)
-    params = generic_params(model, BITS[:8, :6], noise=2.0)
-    assert _flip_population(model, params, Log()) <= 1e-12
+    truth = population.machine(BITS)
+    assert population.largest(population.of_pairs(*truth, Log())) <= 1e-12
     for loss in (Energy(), Perceptron(), Hinge(), LVQ2(), MCE()):
-        assert _flip_population(model, params, loss) > 1e-2, loss
+        assert population.largest(population.of_pairs(*truth, loss)) > 1e-2, loss
 
 
 def test_conditional_nce_of_flips_is_pseudo_likelihood() -> None:
@@ -495,53 +446,49 @@ def test_score_matching_of_a_gaussian_gives_the_inverse_covariance() -> None:
         assert (max(abs(sums[k]).max() for k in "ML") < 1e-9) == rests
 
 
-SCORES = [
-    ScoreMatching(),
-    SlicedScoreMatching(),
-    SlicedScoreMatching(variance_reduced=False),
-    DenoisingScoreMatching(0.5),
-]
+SCORES = [SlicedScoreMatching(), SlicedScoreMatching(variance_reduced=False)]
+
+
+def test_score_matching_is_at_rest_at_the_truth() -> None:
+    """By quadrature over the plane; means a fifth farther out are the control."""
+    model, truth = population.mixture()
+    x, p = population.plane(model, truth, 0.15)
+    for moved, rests in ((1.0, True), (1.2, False)):
+        there = population.mixture(moved=moved)[1]
+        grads = model.score_matching(there, model.forward(there, x), p)[1]
+        assert (population.largest(grads) <= 1e-12) == rests
 
 
 @pytest.mark.parametrize("trainer", SCORES, ids=repr)
-def test_scores_are_at_rest_at_the_truth(trainer: Any) -> None:
-    """Data drawn from the model (denoising: from the model less the noise): no entry of the mean
-    gradient is beyond 6 standard errors, at another truth some are."""
-    model = GaussianMixture(2)
-    start = generic_params(model, REALS, noise=0.01)
-    params = {k: np.array(v) for k, v in start.items()}
-    params["M"] = np.array([[0.0, 0.0], [2.0, 1.0]])
-    params["L"] = np.array([[[1.0, 0.4], [0.0, 0.8]], [[1.2, 0.0], [0.0, 0.7]]])
-    params["w"] = np.array([0.3, 0.0])
-    params["offset"], params["floor"] = np.zeros(2), np.zeros(2)
-    smooth = dict(params)
-    if isinstance(trainer, DenoisingScoreMatching):
-        covariance = model._kind.covariances(params["L"]) + 0.25 * np.eye(2)
-        smooth["L"] = np.stack([_root(np.linalg.inv(c)) for c in covariance])
-    for there, rests in ((smooth, True), (smooth | {"M": smooth["M"] * 1.2}, False)):
-        found = []
-        for step in range(300):
-            x = model.sample_exact(params, 200, stream(step, Purpose.SAMPLE))
-            carry = _begun(trainer, model, there, x)
-            carry["score/length"][:] = 1.0
-            sums = trainer.collect(model, there, carry, Batch(x, len(x)), _rng(step))
-            found.append(np.concatenate([np.triu(sums["L"]).ravel(), sums["M"].ravel(), sums["w"]]))
-        mean, error = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(300)
-        assert (
-            (abs(mean) < 6 * error + 1e-6).all() is np.True_
-            if rests
-            else (abs(mean) > 6 * error).any()
-        )
+def test_sliced_scores_are_at_rest_at_the_truth(trainer: Any) -> None:
+    """Over the plane and all slices, within the truncation of the differences, ε² = 1e-8."""
+    model, truth = population.mixture()
+    for moved, rests in ((1.0, True), (1.2, False)):
+        there = population.mixture(moved=moved)[1]
+        grads = population.of_scores(trainer, model, truth, there)
+        assert (population.largest(grads) <= 1e-6) == rests
 
 
-def _root(precision: np.ndarray) -> np.ndarray:
-    """The upper triangular L with L L' = precision."""
-    return np.linalg.cholesky(precision[::-1, ::-1])[::-1, ::-1]
+def test_denoised_scores_are_at_rest_at_the_smoothed_truth() -> None:
+    """Over the plane and the noise: 0 with the noise's variance added, not at the data's own."""
+    model, truth = population.mixture()
+    trainer = DenoisingScoreMatching(0.5)
+    smooth = population.of_scores(trainer, model, truth, population.mixture(widened=0.25)[1])
+    assert population.largest(smooth) <= 1e-7
+    assert population.largest(population.of_scores(trainer, model, truth, truth)) > 1e-2
 
 
 @pytest.mark.parametrize(
     "trainer",
-    [*SCORES, ScoreMatching(0.1), ConditionalNCE(), NCE(), MarginLoss()],
+    [
+        *SCORES,
+        ScoreMatching(),
+        DenoisingScoreMatching(0.5),
+        ScoreMatching(0.1),
+        ConditionalNCE(),
+        NCE(),
+        MarginLoss(),
+    ],
     ids=repr,
 )
 def test_the_energy_is_low_at_the_data(trainer: Any) -> None:
