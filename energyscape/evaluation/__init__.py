@@ -1,13 +1,16 @@
-"""Judging models: laws of their verbs, faults of their training, chains, a rate to begin with."""
+"""Judging models: laws of their verbs, faults of their training, chains, a rate to begin with; and
+exact answers for chains and trees of discrete units."""
 
 from energyscape.evaluation.chains import ChainReport
 from energyscape.evaluation.diagnose import Diagnosis, Finding, diagnose
+from energyscape.evaluation.factor_graphs import FactorGraph
 from energyscape.evaluation.laws import check_model
 from energyscape.evaluation.learning_rate import find_learning_rate
 
 __all__ = [
     "ChainReport",
     "Diagnosis",
+    "FactorGraph",
     "Finding",
     "check_model",
     "diagnose",
