@@ -43,6 +43,7 @@ VERBS: dict[str, str] = {
     "label_loss": "(logits, y) → (n,) float64: -log p(y|x)",
     "network_grad": "(passes, y, scale) → the labels' gradient by name",
     "encoder": "(params, x) → passes of the layers up, bottom first",
+    "embedding_grad": "(passes, dz) → the gradient by name of a loss with slope dz in the top h",
     "decoder": "(params, h) → passes of the layers down to the reconstruction",
     "standardized": "(params, x) → rows as the first layer takes them",
     "backward": "(up, down, da, extras, need_dx) → gradients by name, and that in the rows",

@@ -37,6 +37,7 @@ from energyscape.models import (
     MPoT,
     OvercompleteICA,
     PoT,
+    SiameseEncoder,
     SparseCoding,
     TiledMPoT,
     TiledRBM,
@@ -64,6 +65,7 @@ from energyscape.trainers import (
     Contraction,
     Denoising,
     DenoisingScoreMatching,
+    EmbeddingLoss,
     EnergyLoss,
     MarginLoss,
     MaximumLikelihood,
@@ -484,6 +486,24 @@ OTHERS = [
         _reals(60, 6),
         (*_CHAINS, *_SMOOTH, Reconstruction, Denoising, Contraction),
         (Sparsity, Saturation),
+    ),
+    Case(
+        "SiameseEncoder",
+        lambda **k: SiameseEncoder(3, hidden_layer_sizes=(5,), activation="tanh", **k),
+        _reals(60, 4).reshape(30, 2, 4),
+        (EmbeddingLoss,),
+    ),
+    Case(
+        "SiameseEncoder euclidean",
+        lambda **k: SiameseEncoder(hidden_layer_sizes=(5, 4), metric="euclidean", **k),
+        _reals(60, 4).reshape(30, 2, 4),
+        (EmbeddingLoss,),
+    ),
+    Case(
+        "SiameseEncoder manhattan",
+        lambda **k: SiameseEncoder(hidden_layer_sizes=(), metric="manhattan", **k),
+        _reals(60, 4).reshape(30, 2, 4),
+        (EmbeddingLoss,),
     ),
 ]
 CASES = MACHINES + OTHERS

@@ -27,7 +27,7 @@ LAYERS = [
     "verbs",
     "activations pools",
     "layers convolution corruptions",
-    "penalties losses optim",
+    "penalties losses embeddings optim",
     "solvers samplers",
     "trainers training",
     "models",

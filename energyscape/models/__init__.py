@@ -23,6 +23,7 @@ from energyscape.models.pca import PCA
 from energyscape.models.psd import PSD
 from energyscape.models.rbm import RBM
 from energyscape.models.rica import RICA
+from energyscape.models.siamese import SiameseEncoder
 from energyscape.models.sparse_coding import SparseCoding
 from energyscape.models.stacks import DeepBeliefNet, StackedAutoEncoder
 from energyscape.models.tiled import FieldsOfExperts, TiledMPoT
@@ -57,6 +58,7 @@ __all__ = [
     "McRBM",
     "OvercompleteICA",
     "PoT",
+    "SiameseEncoder",
     "SparseCoding",
     "StackedAutoEncoder",
     "TiledMPoT",

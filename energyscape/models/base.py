@@ -140,7 +140,7 @@ class EnergyModel(
         DataRangeWarning
             If values lie outside what the visible units can take.
         """
-        trainer, rows = self._prepare(X, reset=True)
+        trainer, rows = self._prepare(X, y, reset=True)
         warn_range(self, rows.X)
         self.seed_ = draw_seed(self.random_state)
         self._device = resolve_device(self.device, rows.X)
@@ -191,7 +191,7 @@ class EnergyModel(
         self
         """
         first = not self.__sklearn_is_fitted__()
-        trainer, rows = self._prepare(X, reset=first)
+        trainer, rows = self._prepare(X, y, reset=first)
         if first:
             warn_range(self, rows.X)
             self.seed_ = draw_seed(self.random_state)
@@ -225,7 +225,7 @@ class EnergyModel(
             If the number of rows, or what the trainer keeps, is not that of the interrupted run.
         """
         check_is_fitted(self)
-        trainer, rows = self._prepare(X, reset=False)
+        trainer, rows = self._prepare(X, y, reset=False)
         rows, held_out = training.split(trainer, rows, self.seed_)
         if len(rows) != self._state.n_rows:
             raise ValueError(
@@ -250,8 +250,13 @@ class EnergyModel(
         """Checked rows of users' data; notes their shape when ``reset``, else compares with it."""
         return as_rows(self, X, reset)
 
-    def _prepare(self, X: Any, reset: bool) -> tuple[Any, Rows]:
-        return self.chosen_trainer(), self.read(X, reset)
+    def labelled(self, rows: Rows, y: Any, trainer: Any) -> Rows:
+        """``rows`` with the labels that ``trainer`` learns from; by default there are none."""
+        return rows
+
+    def _prepare(self, X: Any, y: Any, reset: bool) -> tuple[Any, Rows]:
+        trainer = self.chosen_trainer()
+        return trainer, self.labelled(self.read(X, reset), y, trainer)
 
     def chosen_trainer(self) -> Any:
         """A copy of the trainer, or the default one, that can train this model as it is set."""

@@ -10,6 +10,7 @@ from energyscape.trainers.constant_volume import EM, ClosedForm
 from energyscape.trainers.contraction import Contraction, Saturation
 from energyscape.trainers.contrastive_divergence import CD, FPCD, PCD
 from energyscape.trainers.denoising import Denoising
+from energyscape.trainers.embedding_loss import EmbeddingLoss
 from energyscape.trainers.energy_loss import EnergyLoss
 from energyscape.trainers.margin import MarginLoss
 from energyscape.trainers.max_likelihood import MaximumLikelihood
@@ -38,6 +39,7 @@ __all__ = [
     "Contraction",
     "Denoising",
     "DenoisingScoreMatching",
+    "EmbeddingLoss",
     "EnergyLoss",
     "GaussianJitter",
     "MarginLoss",
