@@ -46,8 +46,7 @@ def _batch(n: int = 9, k: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarra
 # ---------------------------------------------------------------- losses
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
-def test_gradients_are_central_differences(loss: Any) -> None:
+def _slopes_agree(loss: Any) -> None:
     """Truncation h² = 1e-10, rounding ε/h = 1e-10, of values and slopes of order 1 to 100."""
     u, v, y = _batch()
     value, du, dv = loss(u, v, y)
@@ -61,6 +60,34 @@ def test_gradients_are_central_differences(loss: Any) -> None:
                 sides.append(float(loss(*moved, y)[0]))
             wanted = (sides[0] - sides[1]) / 2e-5
             assert slope[at] == pytest.approx(wanted, rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
+def test_gradients_are_central_differences(loss: Any) -> None:
+    _slopes_agree(loss)
+
+
+class SlightlyOff(VICReg):
+    """A small constant too much."""
+
+    def evaluate(self, u: Any, v: Any, similar: Any = None) -> Any:
+        value, du, dv = super().evaluate(u, v)
+        return value, du + u.mean(axis=0) / 1000, dv
+
+
+class OneSide(DrLIM):
+    """Pulls the other side the wrong way."""
+
+    def evaluate(self, u: Any, v: Any, similar: Any = None) -> Any:
+        value, du, _ = super().evaluate(u, v, similar)
+        return value, du, du
+
+
+@pytest.mark.parametrize("loss", [SlightlyOff(), OneSide()])
+def test_wrong_gradients_are_found(loss: Any) -> None:
+    """Negative controls."""
+    with pytest.raises(AssertionError):
+        _slopes_agree(loss)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=NAMES)

@@ -50,7 +50,8 @@ class EmbeddingLoss(Trainer):
         As for `CD`.
     batch_transform : transform, optional
         Applied to each batch (n, 2, n_features) with fresh random numbers, e.g. ``Masking(0.25)``:
-        pairs of a row and itself become two views of it.
+        pairs of a row and itself become two views of it. What knows rows alone, such as `Jitter`,
+        is called with ``x.reshape(-1, n_features)`` by a function of one's own.
     validation_fraction : float in [0, 1), default 0
         Pairs set apart (by index) for ``loss_valid`` and ``energy_valid`` in the history.
     callbacks : sequence of callables, default ()
