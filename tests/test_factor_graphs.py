@@ -138,6 +138,11 @@ def test_a_long_chain_neither_under_nor_overflows() -> None:
     U, V = np.full((1, T, K), 700.0), np.zeros((K, K))
     log_z = FactorGraph(U, V).log_partition()
     assert log_z[0] == pytest.approx(T * (np.log(K) - 700), rel=1e-12)
+    some = np.random.default_rng(1).standard_normal((1, T, K))
+    graph = FactorGraph(U + some, V)
+    p = np.exp(-some) / np.exp(-some).sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(np.stack(graph.marginals()[0], axis=1), p, rtol=0, atol=EXACT)
+    np.testing.assert_array_equal(graph.minimum()[0], some.argmin(axis=2))
     A = np.exp(-np.random.default_rng(0).standard_normal((K, K)))
     vector, total = np.ones(K), 0.0
     for _ in range(T - 1):
@@ -170,6 +175,8 @@ def test_draws_have_the_marginals() -> None:
                     q = p[i, on].sum()
                     seen = ((draws[:, i, a] == at[0]) & (draws[:, i, b] == at[1])).mean()
                     assert abs(seen - q) < 6 * np.sqrt(q * (1 - q) / n) + 1e-12
+    with pytest.raises(ValueError, match="n_samples must be an integer >= 1"):
+        FactorGraph(unary, pairwise, edges).sample(0)
     again = FactorGraph(unary, pairwise, edges).sample(n, random_state=0)
     np.testing.assert_array_equal(draws, again)
 

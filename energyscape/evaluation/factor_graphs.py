@@ -10,7 +10,7 @@ Messages from the leaves c to the roots, each through the edge to the node p abo
 
 give min E and -log Z at the roots; the way back down gives the best configuration, exact draws, and
 
-    p(s_c | s_p) = exp(m_c(s_p) - V(s_p, s_c) - B_c(s_c)).
+    p(s_c | s_p) = exp(-V(s_p, s_c) - B_c(s_c)) / Σ of the same over s_c.
 
 O(T K²) for each of n graphs, which differ in their energies and are worked on together.
 
@@ -40,6 +40,7 @@ from energyscape.backend import (
     namespace,
     stream,
 )
+from energyscape.verbs import check_count
 
 
 class FactorGraph:
@@ -70,7 +71,8 @@ class FactorGraph:
 
     Notes
     -----
-    Everything is computed in float64, on the device of ``unary``.
+    Everything is computed in float64, on the device of ``unary``. Arrays in float64 are not copied,
+    and must stay as they are.
 
     Examples
     --------
@@ -138,16 +140,18 @@ class FactorGraph:
         """
         xp, row = namespace(self._unary[0]), self._rows()
         below, pointers = list(self._unary), dict[int, Array]()
+        energy = xp.zeros(self.n_graphs)
         for c, p, edge in reversed(self._above):
-            if p >= 0:
-                J = self._joint(below[c], c, p, edge)
-                pointers[c] = xp.argmin(J, axis=2)
-                below[p] = below[p] + J.min(axis=2)
-        states, energy = dict[int, Array](), xp.zeros(self.n_graphs)
-        for c, p, _ in self._above:
-            states[c] = xp.argmin(below[c], axis=1) if p < 0 else pointers[c][row, states[p]]
             if p < 0:
                 energy = energy + below[c].min(axis=1)
+                continue
+            J = self._joint(below[c], c, p, edge)
+            pointers[c] = xp.argmin(J, axis=2)
+            lowered, least = _lowered(J.min(axis=2))
+            below[p], energy = below[p] + lowered, energy + least
+        states: dict[int, Array] = {}
+        for c, p, _ in self._above:
+            states[c] = xp.argmin(below[c], axis=1) if p < 0 else pointers[c][row, states[p]]
         self._refuse_forbidden(energy)
         found = xp.stack([states[t] for t in range(len(self.n_states))], axis=1)
         return found.astype(np.int64), energy
@@ -166,7 +170,7 @@ class FactorGraph:
         ValueError
             If everything is forbidden in one of the graphs.
         """
-        return self._summed()[2]
+        return self._summed()[1]
 
     def marginals(self) -> tuple[list[Any], list[Any]]:
         """p(s_t) of each node and p(s_a, s_b) of each edge.
@@ -210,8 +214,9 @@ class FactorGraph:
         Raises
         ------
         ValueError
-            If everything is forbidden in one of the graphs.
+            If everything is forbidden in one of the graphs, or n_samples < 1.
         """
+        check_count("n_samples", n_samples)
         xp, row, n = namespace(self._unary[0]), self._rows(), self.n_graphs
         rng = stream(draw_seed(random_state), Purpose.SAMPLE, 0, device_of(self._unary[0]))
         states: dict[int, Array] = {}
@@ -239,26 +244,24 @@ class FactorGraph:
             V = V.transpose(0, 2, 1)
         return V + below[:, None, :]
 
-    def _summed(self) -> tuple[list[Array], dict[int, Array], Array]:
-        """B of all nodes, m of all but the roots, and log Z."""
-        below, messages = list(self._unary), dict[int, Array]()
+    def _summed(self) -> tuple[list[Array], Array]:
+        """B of all nodes, each less a constant, and log Z."""
+        below = list(self._unary)
         log_z = namespace(below[0]).zeros(self.n_graphs)
         for c, p, edge in reversed(self._above):
             if p < 0:
                 log_z = log_z - _softmin(below[c])
-            else:
-                messages[c] = _softmin(self._joint(below[c], c, p, edge))
-                below[p] = below[p] + messages[c]
+                continue
+            lowered, least = _lowered(_softmin(self._joint(below[c], c, p, edge)))
+            below[p], log_z = below[p] + lowered, log_z - least
         self._refuse_forbidden(-log_z)
-        return below, messages, log_z
+        return below, log_z
 
     def _downward(self) -> Any:
         """(node, node above or -1, edge, p(s_c | s_p) or p(s_c)) from the roots to the leaves."""
-        below, messages, _ = self._summed()
+        below, _ = self._summed()
         for c, p, edge in self._above:
-            root = p < 0
-            m = _softmin(below[c]) if root else messages[c]
-            yield c, p, edge, _shares(below[c] if root else self._joint(below[c], c, p, edge), m)
+            yield c, p, edge, _shares(below[c] if p < 0 else self._joint(below[c], c, p, edge))
 
     def _refuse_forbidden(self, energy: Array) -> None:
         forbidden = energy == np.inf
@@ -303,10 +306,19 @@ def _softmin(E: Array) -> Array:
         return least - xp.log(xp.exp(least[..., None] - E).sum(axis=-1))
 
 
-def _shares(E: Array, soft: Array) -> Array:
-    """exp(-E) / Σ exp(-E) over the last axis, of which ``soft`` is the `_softmin`; 0 where all
-    energies are +inf."""
-    return namespace(E).exp(_finite(soft)[..., None] - E)
+def _lowered(m: Array) -> tuple[Array, Array]:
+    """A message less its minimum, and that: else energies of thousands of nodes would add up in it,
+    and their rounding would be that of differences between states."""
+    least = _finite(m.min(axis=1))
+    return m - least[:, None], least
+
+
+def _shares(E: Array) -> Array:
+    """exp(-E) / Σ exp(-E) over the last axis; 0 where all energies are +inf."""
+    xp = namespace(E)
+    shares = xp.exp(_finite(E.min(axis=-1))[..., None] - E)
+    total = shares.sum(axis=-1, keepdims=True)
+    return shares / xp.where(total > 0, total, 1.0)
 
 
 def _finite(E: Array) -> Array:
