@@ -1,18 +1,21 @@
-"""Judging models: laws of their verbs, faults of their training, chains, a rate to begin with; and
-exact answers for chains and trees of discrete units."""
+"""Judging models: laws of their verbs, faults of their training, chains, a rate to begin with;
+exact answers for chains and trees of discrete units, and which trainer goes with which."""
 
 from energyscape.evaluation.chains import ChainReport
 from energyscape.evaluation.diagnose import Diagnosis, Finding, diagnose
 from energyscape.evaluation.factor_graphs import FactorGraph
 from energyscape.evaluation.laws import check_model
 from energyscape.evaluation.learning_rate import find_learning_rate
+from energyscape.evaluation.matrix import TrainerMatrix, trainer_matrix
 
 __all__ = [
     "ChainReport",
     "Diagnosis",
     "FactorGraph",
     "Finding",
+    "TrainerMatrix",
     "check_model",
     "diagnose",
     "find_learning_rate",
+    "trainer_matrix",
 ]
