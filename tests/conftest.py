@@ -30,7 +30,13 @@ def pytest_report_header(config: pytest.Config) -> str:
 _LONG = {
     "test_a_model_comes_back_whole": ("TiledMPoT", "FieldsOfExperts", "DeepAutoEncoder"),
     "test_a_wrong_temperature_is_seen": ("PoT", "McRBM", "FieldsOfExperts"),
-    "test_code_runs_and_prints_what_is_shown": ("sparse.md", "gated.md", "sampling.md", "deep.md"),
+    "test_code_runs_and_prints_what_is_shown": (
+        "sparse.md",
+        "gated.md",
+        "sampling.md",
+        "deep.md",
+        "seven_strategies.md",
+    ),
     "test_containers_in_are_containers_out": ("PoT", "SparseCoding", "PSD", "LISTA"),
     "test_every_model_can_be_looked_at": (
         "TiledMPoT",
