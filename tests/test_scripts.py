@@ -23,7 +23,10 @@ ROOT = Path(__file__).parent.parent
 def run(script: str, *words: str | Path) -> str:
     command = [sys.executable, str(ROOT / "scripts" / script), *map(str, words)]
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

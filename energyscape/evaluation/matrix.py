@@ -87,8 +87,8 @@ class TrainerMatrix:
     otherwise: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
     def mark(self, model: str, trainer: str) -> str:
-        """"●" if the pair trains, "◐" if it does but with some settings, "○" if it does with some
-        settings alone, "" if it does not."""
+        """What stands in a cell: "●" if the pair trains, "◐" if it does but with some settings, "○"
+        if it does with some settings alone, "" if it does not."""
         turned = (model, trainer) in self.otherwise
         if self.why[model, trainer] is None:
             return _MOSTLY if turned else _ALWAYS
