@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from cases import CASES, Case
+from cases import CASES, Case, short
 
 from energyscape import registry
 from energyscape.evaluation import TrainerMatrix, trainer_matrix
@@ -56,6 +57,25 @@ def test_settings_turn_the_answer_round(matrix: TrainerMatrix) -> None:
             assert (why is None) != (matrix.why[name, trainer] is None), (one, trainer)
 
 
+def test_what_settings_add_trains(matrix: TrainerMatrix) -> None:
+    """Six units fit six features, where "○" is more than a check that passes."""
+    X = next(case.data for case in CASES if case.name == "GaussianRBM")
+    names = registered(EnergyModel) | {"inf": float("inf")}
+    added = [(pair, one) for pair, some in matrix.otherwise.items() for one in some]
+    added = [(pair, one) for pair, one in added if matrix.why[pair] is not None]
+    assert added
+    for (_, trainer), one in added:
+        model = eval(one, dict(names))
+        size = (
+            {"n_components": 6}
+            if "n_components" in model.get_params()
+            else {"hidden_layer_sizes": (4, 3)}
+        )
+        settings = short(registered(Trainer)[trainer], n_epochs=2, batch_size=25)
+        model.set_params(**size, trainer=settings, random_state=0).fit(X)
+        assert np.isfinite(model.energy(X)).all(), one
+
+
 def test_every_trainer_of_the_library_has_its_strategy(matrix: TrainerMatrix) -> None:
     placed = [trainer for labels in STRATEGIES.values() for trainer in labels]
     assert len(set(placed)) == len(placed)
@@ -86,13 +106,14 @@ def test_the_short_form_says_the_same(matrix: TrainerMatrix) -> None:
     for line in matrix.to_short_markdown().splitlines()[2:]:
         _, strategy, trainers, models, _ = (cell.strip() for cell in line.split("|"))
         assert strategy in STRATEGIES
-        text, *starred = models.split(" (")
+        text, *marked = models.split(" (")
         names = set(re.findall(r"`(\w+)`", text))
         for trainer in re.findall(r"`(\w+)`", trainers):
             said[trainer] = set(matrix.models) - names if text.startswith("all") else names
-            stars = set(re.findall(r"`(\w+)`\*", models))
-            marks = {m for m in matrix.models if matrix.mark(m, trainer) in ("◐", "○")}
-            assert stars == marks and (not starred or text.startswith("all"))
+            marks = {m: matrix.mark(m, trainer) for m in matrix.models}
+            some = {m: mark for m, mark in marks.items() if mark in ("◐", "○")}
+            assert dict(re.findall(r"`(\w+)` ([◐○])", models)) == some
+            assert text.startswith("all") or not marked
     for trainer, models_ in said.items():
         assert models_ == {m for m in matrix.models if matrix.mark(m, trainer)}
     assert set(said) == set(matrix.trainers) - set(matrix.idle())

@@ -170,22 +170,20 @@ class TrainerMatrix:
         return _table(["", "cannot train", "because"], rows)
 
     def _trained_by(self, trainer: str) -> str:
-        starred = [m for m in self.models if self.mark(m, trainer) in (_MOSTLY, _SOMETIMES)]
-        names = [m for m in self.models if self.mark(m, trainer)]
-        return self._all_but(names, starred)
+        marks = {m: self.mark(m, trainer) for m in self.models if self.mark(m, trainer)}
+        some = [f"{_code(m)} {mark}" for m, mark in marks.items() if mark != _ALWAYS]
+        rest = len(self.models) - len(marks)
+        if rest < len(marks):
+            text = self._all_but(list(marks))
+            return text + (f" ({', '.join(some)})" if some else "")
+        return ", ".join(_code(m) + f" {mark}" * (mark != _ALWAYS) for m, mark in marks.items())
 
-    def _all_but(self, names: list[str], starred: Iterable[str] = ()) -> str:
+    def _all_but(self, names: list[str]) -> str:
         """The models by name, or those that are left out where these are fewer."""
         rest = [m for m in self.models if m not in names]
-        stars = [f"{_code(m)}*" if m in starred else _code(m) for m in names]
-        some = [star for star in stars if star.endswith("*")]
         if not rest:
-            text = "all"
-        elif len(rest) < len(names):
-            text = "all but " + ", ".join(map(_code, rest))
-        else:
-            return ", ".join(stars)
-        return text + (f" ({', '.join(some)})" if some else "")
+            return "all"
+        return f"all but {_codes(rest)}" if len(rest) < len(names) else _codes(names)
 
 
 def trainer_matrix() -> TrainerMatrix:
