@@ -35,6 +35,7 @@ STRATEGIES: dict[str, dict[str, str]] = {
         "PseudoLikelihood": "PL",
         "RatioMatching": "RM",
         "MinimumProbabilityFlow": "MPF",
+        "EmbeddingLoss": "Emb",
     },
     "4 flat and convex at the data": {
         "ScoreMatching": "SM",
@@ -53,6 +54,7 @@ _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         {"activation": "saturated_linear"},
         {"loss": "cross_entropy"},
         {"tied": False},
+        {"energy_kind": "potential"},
     ),
     "CovarianceRBM": ({"learn_pools": False},),
     "DeepAutoEncoder": ({"activation": "relu"}, {"activation": "tanh"}, {"tied": False}),
@@ -63,7 +65,7 @@ _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "PoT": ({"pools": 2}, {"sigma": math.inf}),
 }
 _ALWAYS, _MOSTLY, _SOMETIMES = "●", "◐", "○"
-_COLUMNS = 13  # that a page shows beside the names of models
+_COLUMNS = 14  # that a page shows beside the names of models
 
 
 @dataclass(frozen=True)
