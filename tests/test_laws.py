@@ -10,6 +10,7 @@ from cases import CASES, MACHINES, Case
 
 from energyscape.evaluation.laws import LAWS, check_model
 from energyscape.models import RBM, GaussianRBM
+from energyscape.trainers import ScoreMatching
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -27,7 +28,17 @@ def test_model_obeys_the_laws(case: Case, seed: int) -> None:
         wanted -= {"gibbs_leaves_the_model_invariant"}
         if case not in MACHINES and getattr(case.make(), "latents", None) != "binary":
             wanted -= {"free_energy_sums_out_hidden_units"}
+    wanted -= {law for law, verb in OF_CURVATURE.items() if not hasattr(case.make(), verb)}
     assert set(checked) == wanted
+    assert (ScoreMatching in case.trainers) == ("score_matching_is_its_definition" in checked)
+
+
+# Laws of verbs that not every model has.
+OF_CURVATURE = {
+    "laplacian_is_the_trace_of_second_derivatives": "laplacian",
+    "score_matching_is_its_definition": "score_matching",
+    "squared_curvature_is_its_definition": "squared_curvature",
+}
 
 
 class WrongSign(RBM):
@@ -90,6 +101,25 @@ class NotAdditive(RBM):
         return passed
 
 
+class CurvatureOfOneRow(GaussianRBM):
+    def laplacian(self, params: Any, x: Any) -> Any:
+        return super().laplacian(params, x)[:1] + 0 * x[:, 0]
+
+
+class PrintedSign(GaussianRBM):
+    """½|∂F/∂x|² + ΔF, as on the slides."""
+
+    def score_matching(self, params: Any, passed: Any, weights: Any) -> Any:
+        values, grads = super().score_matching(params, passed, weights)
+        return values + 2 * self.laplacian(params, passed.x), grads
+
+
+class HalfTheGradient(GaussianRBM):
+    def squared_curvature(self, params: Any, passed: Any, weights: Any) -> Any:
+        values, grads = super().squared_curvature(params, passed, weights)
+        return values, {key: value / 2 for key, value in grads.items()}
+
+
 BROKEN = [
     (NotAdditive, "gradient_is_additive"),
     (WrongSign, "gradient_is_central_difference"),
@@ -100,6 +130,9 @@ BROKEN = [
     (VisibleAtWrongTemperature, "gibbs_leaves_the_model_invariant"),
     (BaseForgotten, "gibbs_leaves_the_model_invariant"),
     (InputGradientWithoutVariance, "input_gradient_is_central_difference"),
+    (CurvatureOfOneRow, "laplacian_is_the_trace_of_second_derivatives"),
+    (PrintedSign, "score_matching_is_its_definition"),
+    (HalfTheGradient, "squared_curvature_is_its_definition"),
 ]
 
 
