@@ -176,7 +176,8 @@ def test_the_error_names_what_is_missing_and_what_would_work() -> None:
     with pytest.raises(
         CapabilityError,
         match=r"NeedsReal cannot train RBM: it needs real units; RBM's are binary\. "
-        r"Trainers that can: CD, FPCD, MaximumLikelihood, PCD\.",
+        r"Trainers that can: CD, ConditionalNCE, FPCD, MarginLoss, MaximumLikelihood, "
+        r"MinimumProbabilityFlow, NCE, PCD, PseudoLikelihood, RatioMatching\.",
     ):
         RBM(trainer=NeedsReal()).fit(BITS)
 
