@@ -220,8 +220,8 @@ def faces_part() -> tuple[str, dict[str, Any]]:
         "Faces of 5 unknown persons after training on 35 others. Pairs of two images (225 of one "
         "person, 1,000 of two), and claims, images against the mean of five others (25 true, 100 "
         "false, ten draws); mean over 8 splits that test each person once, and half of its 95 % "
-        "interval, as if splits were independent. Published, of a convolutional network on one "
-        "split: 0.0, 1.0 and 1.0 (Chopra et al., 2005)."
+        "interval, as if splits were independent. Published, of a convolutional network: 0.0, 1.0 "
+        "and 1.0 (Chopra et al., 2005; whether of pairs or of claims we could not read)."
     )
     return "\n\n".join([said, *texts, f"{clock():.0f} s."]), {"faces": record}
 
