@@ -32,7 +32,7 @@ from typing import Any
 
 from common import Clock, options, table, write
 
-SEEDS, DRAWS, NEAR, FAR = 4, 100_000, "near", "far"
+SEEDS, DRAWS, NEAR, FAR = 3, 100_000, "near", "far"
 SIGMA = 0.1  # of the noise of denoising, in deviations of a feature
 
 
@@ -154,7 +154,7 @@ def gaussians(k: int, d: int) -> Truth:
         lambda trainer: GaussianMixture(k, trainer=trainer),
         params,
         10_000,
-        160,
+        120,
         lambda name: Adam(0.02),
         shift,
         error,
@@ -176,7 +176,7 @@ def sources(d: int) -> Truth:
         lambda trainer: ICA(trainer=trainer),
         params,
         10_000,
-        160,
+        80,
         # Steps along natural gradients, which Adam would bend. Denoising's loss is in units of σ²,
         # far smaller ones than those of the others.
         lambda name: SGD(2.0 if name == "DenoisingScoreMatching" else 0.1),
@@ -229,7 +229,7 @@ def machine(d: int, k: int) -> Truth:
         lambda trainer: RBM(k, trainer=trainer),
         params,
         20_000,
-        100,
+        80,
         lambda name: Adam(0.02),
         {"W": 0.3, "b": 0.3, "c": 0.3},
         lambda found: matched(found["W"].T, W.T),
