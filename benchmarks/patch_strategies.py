@@ -4,7 +4,7 @@
 
 Rows: 8×8 patches as `gated_filters` makes them (log grey level less its mean, whitened along 63
 components, over their root mean square, so that contrast is not what there is to learn); 100,000
-from the training images of BSDS500, 10,000 from BSD68. Each of GaussianRBM, PoT and mPoT (its pools
+from the training images of BSDS500, 5,000 from BSD68. Each of GaussianRBM, PoT and mPoT (its pools
 are learned, so that score matching is sliced) is fitted by each strategy in as many updates, from
 the same start. Log-likelihoods of test rows by annealed importance sampling, with its interval;
 Gabor functions fitted to the features (`gated_filters`). Denoising score matching estimates the
@@ -21,19 +21,19 @@ from common import HERE, Clock, options, table, write
 from gated_filters import gabors_of
 from gated_patches import COMPONENTS, SIDE, white_rows
 
-TRAIN, TEST, FILTERS, MEANS = 100_000, 10_000, 128, 32
-EPOCHS, BATCH, SIGMA = 12, 128, 0.3  # SIGMA: of the noise, in deviations of a feature
+TRAIN, TEST, FILTERS, MEANS = 100_000, 5_000, 128, 32
+EPOCHS, BATCH, SIGMA = 6, 128, 0.3  # SIGMA: of the noise, in deviations of a feature
 CHAINS, TEMPERATURES, SHOWN = 200, 2_000, 64
 # Of SGD, by how fast likelihood came in a trial on a tenth of the updates.
 RATES = {
-    ("GaussianRBM", "score matching"): 0.1,
-    ("GaussianRBM", "denoising"): 0.1,
-    ("GaussianRBM", "PCD"): 0.05,
+    ("GaussianRBM", "score matching"): 0.2,
+    ("GaussianRBM", "denoising"): 1.0,
+    ("GaussianRBM", "PCD"): 0.1,
     ("PoT", "score matching"): 0.1,
-    ("PoT", "denoising"): 0.1,
+    ("PoT", "denoising"): 0.3,
     ("PoT", "PCD"): 0.1,
-    ("MPoT", "score matching"): 0.1,
-    ("MPoT", "denoising"): 0.1,
+    ("MPoT", "score matching"): 0.03,
+    ("MPoT", "denoising"): 0.3,
     ("MPoT", "PCD"): 0.1,
 }
 MODELS, STRATEGIES = ("GaussianRBM", "PoT", "MPoT"), ("score matching", "denoising", "PCD")
