@@ -12,7 +12,7 @@ same rows. Bit flips (pseudo-likelihood, ratio matching, probability flow) take 
 784 bits for a batch, drawn anew each time; NCE has three draws of noise for each row, conditional
 NCE five rows with one bit flipped, whose gradient is 5/784 of pseudo-likelihood's. Exact maximum
 likelihood sums over 2^10 states at every update of digits; over 2^12 of 784 bits it would take
-half an hour a set, and is left out. The machine of rates alone (no hidden unit does anything) is there to
+half an hour a set, and is left out. Independent bits at the rates of the training rows are there to
 compare with.
 
 Noise: a tenth of the bits of test rows are flipped. The row is then restored in two ways: one
