@@ -236,7 +236,8 @@ class ConditionalNCE(MarginLoss):
 
     Consistent, on bits and on reals, for every model that has an energy and its gradient, and
     without a normaliser. Small steps see the density close by alone, steps as large as the data
-    hardly anything: a few are worth trying.
+    hardly anything: a few are worth trying. With one of d bits flipped it pulls but 1/d as hard as
+    `PseudoLikelihood`, and wants a learning rate, or negatives, that many times larger.
 
     Parameters
     ----------

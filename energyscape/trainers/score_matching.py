@@ -279,8 +279,9 @@ class DenoisingScoreMatching(_Scores):
     epsilon : float > 0, optional
         Step of the differences, over ℓ. Default: √d times 1e-5 in float64,
         1e-2 in float32.
-    n_epochs, batch_size, learning_rate, optimizer, averaging, batch_transform, \
-validation_fraction, callbacks
+    learning_rate : float, optional
+        Shorthand for ``optimizer=SGD(learning_rate)``; default 0.1.
+    n_epochs, batch_size, optimizer, averaging, batch_transform, validation_fraction, callbacks
         As for `ScoreMatching`.
 
     References
@@ -289,6 +290,7 @@ validation_fraction, callbacks
     """
 
     requires = (*Objective.requires, "free_energy_grad", "input_grad")
+    default_rate = 0.1  # in units of σ² the loss is some ten times flatter than those in ℓ²
 
     def __init__(
         self,
