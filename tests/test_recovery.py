@@ -79,7 +79,7 @@ def _found(kind: str, trainer: Any, n: int, epochs: int) -> tuple[Any, float]:
     """A model fitted to ``n`` draws, and KL(truth || model)."""
     model, truth, start = TRUTHS[kind]()
     X = model.sample_exact(truth, n, stream(1, Purpose.SAMPLE))
-    optimizer = SGD(0.1) if kind == "sources" else Adam(0.02)
+    optimizer = SGD(0.3) if kind == "sources" else Adam(0.02)
     trainer.set_params(n_epochs=epochs, batch_size=500, optimizer=optimizer)
     model.set_params(trainer=trainer, random_state=0)
     if start is not None:
@@ -108,9 +108,9 @@ MEANS = [
     ("sources", SlicedScoreMatching(), 3.0),
     ("sources", NCE(), 1.6),
     ("sources", ConditionalNCE(n_negatives=5), 1.7),
-    ("students", ScoreMatching(), 5.0),
-    ("students", NCE(), 4.0),
-    ("students", ConditionalNCE(n_negatives=5), 4.0),
+    ("students", ScoreMatching(), 4.7),
+    ("students", NCE(), 3.5),
+    ("students", ConditionalNCE(n_negatives=5), 5.0),
     ("machine", PseudoLikelihood(), 4.0),
     ("machine", RatioMatching(), 5.0),
     ("machine", MinimumProbabilityFlow(), 5.0),
