@@ -111,11 +111,11 @@ MEANS = [
     ("students", ScoreMatching(), 4.7),
     ("students", NCE(), 3.5),
     ("students", ConditionalNCE(n_negatives=5), 5.0),
-    ("machine", PseudoLikelihood(), 4.0),
-    ("machine", RatioMatching(), 5.0),
-    ("machine", MinimumProbabilityFlow(), 5.0),
-    ("machine", NCE(), 5.0),
-    ("machine", ConditionalNCE(n_negatives=5), 5.0),
+    ("machine", PseudoLikelihood(), 3.2),
+    ("machine", RatioMatching(), 3.4),
+    ("machine", MinimumProbabilityFlow(), 3.3),
+    ("machine", NCE(), 3.0),
+    ("machine", ConditionalNCE(n_negatives=5), 3.2),
 ]
 ROWS = {"mixture": 10_000, "sources": 10_000, "students": 10_000, "machine": 20_000}
 EPOCHS = {"mixture": 60, "sources": 80, "students": 120, "machine": 40}
@@ -133,8 +133,7 @@ def test_known_models_are_found_again(kind: str, trainer: Any, mean: float) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["mixture", "machine"])
-def test_a_margin_is_no_density(kind: str) -> None:
+def test_a_margin_is_no_density() -> None:
     """The control: a hinge ends farther off than any of the above may."""
-    _, divergence = _found(kind, MarginLoss(), ROWS[kind], EPOCHS[kind])
-    assert divergence > _TAIL * 1e-3 * max(mean for k, _, mean in MEANS if k == kind)
+    _, divergence = _found("machine", MarginLoss(), ROWS["machine"], EPOCHS["machine"])
+    assert divergence > _TAIL * 1e-3 * max(mean for _, _, mean in MEANS)
