@@ -7,9 +7,9 @@ components, over their root mean square, so that contrast is not what there is t
 from the training images of BSDS500, 5,000 from BSD68. Each of GaussianRBM, PoT and mPoT (its pools
 are learned, so that score matching is sliced) is fitted by each strategy in as many updates, from
 the same start. Log-likelihoods of test rows by annealed importance sampling, with its interval;
-Gabor functions fitted to the longest features (`gated_filters`). Denoising score matching estimates the
-density of rows with noise: its likelihoods are also given at rows with that noise, where it is at
-home; there the others are not. Budget: 40 minutes.
+Gabor functions fitted to the longest features (`gated_filters`). Denoising score matching estimates
+the density of rows with noise: likelihoods are also given at rows with that noise, where it is at
+home and the others are not. Budget: 40 minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gated_patches import COMPONENTS, SIDE, fitted, white_rows
 TRAIN, TEST, FILTERS, MEANS = 100_000, 5_000, 128, 32
 EPOCHS, BATCH, SIGMA = 6, 128, 0.3  # SIGMA: of the noise, in deviations of a feature
 CHAINS, TEMPERATURES, SHOWN = 100, 1_000, 64
-# Of SGD, by how fast likelihood came in a trial on a tenth of the updates.
+# Of SGD, by how fast likelihood rose in short trials.
 RATES = {
     ("GaussianRBM", "score matching"): 0.2,
     ("GaussianRBM", "denoising"): 1.0,
@@ -163,8 +163,8 @@ def main() -> None:
         "function fits with R² > 0.8.",
         table(header, lines),
         "`docs/images/patch_strategies.png`: GaussianRBM, PoT and mPoT from top to bottom; score "
-        f"matching, denoising and PCD from left to right; the {SHOWN} longest features of each. (Times "
-        "are those of a core that other work shared.)",
+        f"matching, denoising and PCD from left to right; the {SHOWN} longest features of each. "
+        "(Times are those of a core that other work shared.)",
         f"{whole():.0f} s in all.",
     ]
     title = "Patches without and with chains"
