@@ -205,7 +205,8 @@ def said(data: str, record: dict[str, Any]) -> list[str]:
         if strategy not in record:
             continue
         own = record[strategy]
-        cells = [strategy, f"{own['rate']:g}"]
+        edge = " (edge)" if own["rate"] in (RATES[0], RATES[-1]) else ""
+        cells = [strategy, f"{own['rate']:g}{edge}"]
         for key, digits in (("test", 2), ("pass", 2), ("posterior", 2)):
             mean, half = interval(column(record, strategy, key))
             cells.append(f"{mean:.{digits}f} ± {half:.{digits}f}")
@@ -258,6 +259,20 @@ def claims(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def report(record: dict[str, Any], seconds: float) -> str:
+    """The block, from the record of every data set."""
+    grid = ", ".join(f"{rate:g}" for rate in RATES)
+    n_seeds = max(len(own["PCD"]["runs"]) for own in record.values())
+    first = (
+        f"RBMs with few hidden units, log Z by enumeration; {UPDATES:,} updates of {BATCH} rows by "
+        f"SGD, rates from {grid} by held-out exact likelihood (the same grid for all), "
+        f"{n_seeds} further seeds, ± half of the 95 % interval over them. A tenth of the bits "
+        f"of {NOISY_ROWS:,} test rows flipped."
+    )
+    tables = itertools.chain.from_iterable(said(name, own) for name, own in record.items())
+    return "\n\n".join([first, *tables, *claims(record), f"{seconds:.0f} s in all."])
+
+
 def main() -> None:
     chosen = options(
         __doc__,
@@ -269,17 +284,8 @@ def main() -> None:
     whole = Clock()
     names = [name for name in UNITS if chosen.only in (None, name)]
     record = {name: compared(name, chosen.seeds) for name in names}
-    grid = ", ".join(f"{rate:g}" for rate in RATES)
-    text = [
-        f"RBMs with few hidden units, log Z by enumeration; {UPDATES:,} updates of {BATCH} rows by "
-        f"SGD, rates from {grid} by held-out exact likelihood (the same grid for all), "
-        f"{chosen.seeds} further seeds, ± half of the 95 % interval over them. A tenth of the bits "
-        f"of {NOISY_ROWS:,} test rows flipped.",
-        *itertools.chain.from_iterable(said(name, record[name]) for name in names),
-        *claims(record),
-        f"{whole():.0f} s in all.",
-    ]
-    write(chosen, "exact_strategies", "Strategies by exact likelihood", "\n\n".join(text), record)
+    text = report(record, whole())
+    write(chosen, "exact_strategies", "Strategies by exact likelihood", text, record)
 
 
 if __name__ == "__main__":
