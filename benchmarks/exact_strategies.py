@@ -150,8 +150,8 @@ def compared(data: str, n_seeds: int) -> dict[str, Any]:
         scores = {}
         for rate in RATES:
             found = fitted(strategy, rate, data, X, CHOOSING)
-            scores[rate] = -float("inf") if found is None else found[0].score(V)
-        best = max(scores, key=scores.get)
+            scores[rate] = None if found is None else found[0].score(V)
+        best = max((rate for rate in RATES if scores[rate] is not None), key=scores.get)
         runs = []
         for seed in range(n_seeds):
             found = fitted(strategy, best, data, X, seed)
