@@ -31,8 +31,8 @@ from typing import Any
 from common import Clock, options, table, write
 
 SEEDS, CHOOSING = 4, 100
-RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
-UPDATES = 2000
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+UPDATES = 3000
 UNITS = {"digits": 10, "silhouettes": 12, "MNIST": 12}
 BATCH, BITS = 100, 98
 FLIPPED, NOISY_ROWS, SWEEPS, BURN = 0.1, 1000, 50, 10
