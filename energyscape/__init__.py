@@ -4,7 +4,7 @@ import logging
 
 from energyscape import data, models, optim, samplers, trainers, training
 from energyscape._version import __version__
-from energyscape.evaluation import check_model, diagnose, find_learning_rate
+from energyscape.evaluation import check_model, compare, diagnose, find_learning_rate
 from energyscape.io import load, save
 from energyscape.registry import register
 from energyscape.versions import show_versions
@@ -14,6 +14,7 @@ logging.getLogger("energyscape").addHandler(logging.NullHandler())
 __all__ = [
     "__version__",
     "check_model",
+    "compare",
     "data",
     "diagnose",
     "find_learning_rate",

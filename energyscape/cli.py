@@ -1,4 +1,4 @@
-"""The command line: train, sample, features, evaluate, diagnose, plot.
+"""The command line: train, sample, features, evaluate, diagnose, compare, plot.
 
 Results are JSON lines on stdout, progress and log go to stderr. Exit codes: 0 done, 1 failed,
 2 wrong usage, 130 interrupted (with a checkpoint).
@@ -19,6 +19,7 @@ import numpy as np
 
 import energyscape
 from energyscape.backend import to_host
+from energyscape.cli_compare import add_arguments, run_compare
 from energyscape.data import binarize, threshold
 from energyscape.data.reading import Table, read_table
 from energyscape.errors import EnergyscapeError
@@ -328,6 +329,29 @@ def diagnose_model(options: argparse.Namespace) -> None:
         result.save_png(options.out)
 
 
+def compare_models(options: argparse.Namespace) -> None:
+    """Which model, by which strategy: train every pair under one budget and measure them all."""
+    for out, suffix in ((options.out, ".csv"), (options.png, ".png")):
+        if out:
+            _check_out(out, suffix)
+    if options.seconds is None and options.rows is None:
+        raise UsageError("give a budget: --seconds, --rows, or both")
+    models, trainers = _named(options.model, EnergyModel), _named(options.trainer, Trainer)
+    for model in models.values():
+        model.set_params(device=options.device)
+    run_compare(options, models, trainers, lambda spec: _data(options, spec), _emit)
+
+
+def _named(texts: list[str], base: type) -> dict[str, Any]:
+    """Objects by what describes them."""
+    made = {text: parse_value(text) for text in texts}
+    made = {t: _construct(t, base, {}) if isinstance(v, str) else v for t, v in made.items()}
+    for text, value in made.items():
+        if not isinstance(value, base):
+            raise UsageError(f"{text!r} is none of {', '.join(registered(base))}")
+    return made
+
+
 def plot(options: argparse.Namespace) -> None:
     """A picture of a model: filters, what they are like in the data (patterns), those of its mean
     units, its pools, samples or learning curves."""
@@ -445,6 +469,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("diagnose", diagnose_model, model=True, data=True)
     sub.add_argument("--out", help="a picture (.png, needs matplotlib)")
+
+    sub = command("compare", compare_models, data=True)
+    add_arguments(sub, _count)
 
     sub = command("plot", plot, model=True)
     sub.add_argument("what", choices=(*_FILTERS, "samples", "curves"))

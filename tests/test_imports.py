@@ -31,7 +31,7 @@ LAYERS = [
     "solvers samplers",
     "trainers training",
     "models",
-    "data evaluation plotting cli distributed versions",
+    "data evaluation plotting cli cli_compare distributed versions",
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 FACADE = "energyscape"
@@ -239,6 +239,7 @@ def _printing(tree: ast.Module) -> set[str]:
 def test_only_what_is_there_to_print_does() -> None:
     found = {(m, name) for m, tree in TREES.items() for name in _printing(tree)}
     assert {pair for pair in found if pair[0] != "energyscape.cli"} == {
+        ("energyscape.cli_compare", "run_compare"),
         ("energyscape.training", "JsonLines"),
         ("energyscape.versions", "show_versions"),
     }

@@ -1,7 +1,9 @@
-"""Judging models: laws of their verbs, faults of their training, chains, a rate to begin with;
-exact answers for chains and trees of discrete units, and which trainer goes with which."""
+"""Judging models: laws of their verbs, faults of their training, chains, a rate to begin with,
+and which model by which strategy; exact answers for chains and trees of discrete units."""
 
 from energyscape.evaluation.chains import ChainReport
+from energyscape.evaluation.compare import compare
+from energyscape.evaluation.comparison import Comparison
 from energyscape.evaluation.diagnose import Diagnosis, Finding, diagnose
 from energyscape.evaluation.factor_graphs import FactorGraph
 from energyscape.evaluation.laws import check_model
@@ -10,11 +12,13 @@ from energyscape.evaluation.matrix import TrainerMatrix, trainer_matrix
 
 __all__ = [
     "ChainReport",
+    "Comparison",
     "Diagnosis",
     "FactorGraph",
     "Finding",
     "TrainerMatrix",
     "check_model",
+    "compare",
     "diagnose",
     "find_learning_rate",
     "trainer_matrix",

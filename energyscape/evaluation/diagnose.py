@@ -16,6 +16,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from energyscape.backend import Purpose, stream, to_host
+from energyscape.evaluation.metrics import auc
 from energyscape.models.inputs import range_complaint
 from energyscape.plotting import image_grid
 
@@ -188,13 +189,6 @@ def _energy_numbers(energies: dict[str, np.ndarray]) -> dict[str, float]:
     spread = max(float(data.std()), 1e-6 * (1.0 + abs(float(data.mean()))))
     numbers["samples_below_data"] = float(data.mean() - energies["samples"].mean()) / spread
     return numbers
-
-
-def auc(high: np.ndarray, low: np.ndarray) -> float:
-    """P(a value of ``high`` exceeds one of ``low``), ties counting half."""
-    low = np.sort(low)
-    below = np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")
-    return float(below.mean() / (2 * len(low)))
 
 
 def _unit_numbers(h: np.ndarray, unit: bool) -> dict[str, float]:
