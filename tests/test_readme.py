@@ -60,7 +60,8 @@ def test_the_command_lines_run(tmp_path: Path, monkeypatch: Any, capsys: Any) ->
     for line in block.replace("\\\n", " ").splitlines():
         assert cli.main(shlex.split(line, comments=True)[1:]) == 0, line
     made = {p.name for p in tmp_path.iterdir()}
-    assert made == {"rbm.h5", "samples.png", "features.npz", "diagnosis.png", "filters.png"}
+    pictures = {"samples.png", "diagnosis.png", "filters.png"}
+    assert made == {"rbm.h5", "features.npz", "table.csv"} | pictures
 
 
 def test_the_table_names_every_model_and_the_matrix_its_trainers() -> None:

@@ -29,8 +29,9 @@ from energyscape.sources import open_rows
 from energyscape.verbs import check_count, obstacle
 
 _KEPT_SAMPLES = 64
-# The trial that tells how long an epoch takes, and the share of the budget that is planned with.
-_TRIAL_ROWS, _TRIAL_EPOCHS, _PLANNED = 2000, 3, 0.95
+# The trial that tells how long an epoch takes: rows, most epochs, share of the budget after which
+# it ends; and the share that is planned with, as later epochs may be slower.
+_TRIAL_ROWS, _TRIAL_EPOCHS, _TRIAL_SHARE, _PLANNED = 2000, 20, 0.05, 0.9
 
 
 def compare(
@@ -65,8 +66,8 @@ def compare(
     y : array, shape (n,), optional
         Labels, for ``accuracy`` alone.
     seconds : float > 0, optional
-        Wall time of each training. A trial of up to three epochs on up to 2,000 rows, which does
-        not count, says how many epochs fit; no epoch is begun that would end later.
+        Wall time of each training. A trial of a few epochs on up to 2,000 rows, which does not
+        count, says how many epochs fit; no epoch is begun that would end later.
     rows : int > 0, optional
         Rows through the gradient of each training, counted with their repetitions. Whole epochs: as
         many as fit. Where not even one fits, one epoch over a random part of the rows.
@@ -180,25 +181,30 @@ def _named(given: Any, what: str, verb: str) -> dict[str, Any]:
 
 
 class _Clock:
-    """Counts rows and time, and stops a run that has no time for another epoch."""
+    """Counts rows and time, and stops a run that has no time for another epoch.
 
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds, self.rows, self.cut = seconds, 0, False
+    Parameters
+    ----------
+    seconds : float or None
+    least : int, default 1
+        Epochs that are made in any case.
+    """
+
+    def __init__(self, seconds: float | None, least: int = 1) -> None:
+        self.seconds, self.least, self.rows = seconds, least, 0
         self.marks = [time.perf_counter()]
 
     def __call__(self, model: Any, state: Any, info: dict[str, float]) -> bool:
         self.marks.append(time.perf_counter())
         self.rows += state.n_rows
-        if self.seconds is None:
+        if self.seconds is None or len(self.marks) <= self.least:
             return False
-        last = self.marks[-1] - self.marks[-2]
-        self.cut = self.marks[-1] + last - self.marks[0] > self.seconds
-        return self.cut
+        return 2 * self.marks[-1] - self.marks[-2] - self.marks[0] > self.seconds
 
     def pace(self) -> tuple[float, float]:
         """(seconds of an epoch, seconds before the first)."""
         epochs = np.diff(self.marks)
-        epoch = float(epochs[1:].min() if len(epochs) > 1 else epochs[0])
+        epoch = float(epochs[1:].mean() if len(epochs) > 1 else epochs[0])
         return epoch, max(0.0, float(epochs[0]) - epoch)
 
 
@@ -242,15 +248,11 @@ class _Run:
             except ValueError as error:  # settings that do not go with these rows
                 status = "failed"
                 self.notes.append(str(error))
-        spent = time.perf_counter() - clock.marks[0]
+        spent = {"seconds": time.perf_counter() - clock.marks[0], "rows": clock.rows}
+        spent["epochs"] = self.model.n_iter_ if self.fitted else 0
         self._note(caught)
-        done = self.model.n_iter_ if self.fitted else 0
         planned = self.trainer.get_params(deep=False).get("n_epochs")
-        if status == "trained" and clock.cut and planned is not None and done < planned:
-            self.notes.append(
-                f"the time was up at epoch {done} of {planned}, before the learning rate was 0"
-            )
-        return {"status": status, "seconds": spent, "rows": clock.rows, "epochs": done}
+        return {"status": status} | spent | ({} if planned is None else {"planned": planned})
 
     def _fit(self, model: Any, X: Any, epochs: int, clock: _Clock) -> None:
         settings: dict[str, Any] = {"callbacks": [*self.callbacks, clock]}
@@ -270,7 +272,8 @@ class _Run:
         share = 1 - self.trainer.validation_fraction
         afford = math.inf if rows is None else rows
         if seconds is not None:
-            trial, trial_rows = _Clock(seconds), self._part(X, _TRIAL_ROWS / share)
+            trial = _Clock(_TRIAL_SHARE * seconds, 2)
+            trial_rows = self._part(X, _TRIAL_ROWS / share)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a run that is too short to say anything
                 self._fit(clone(self.model), trial_rows, _TRIAL_EPOCHS, trial)

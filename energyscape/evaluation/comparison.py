@@ -33,7 +33,7 @@ COLUMNS = (
     _Column("auc_uniform", "AUC", "uniform", True),
     _Column("accuracy", "accuracy", "features", True),
 )
-_SPENT = ("seconds", "rows", "epochs")
+_SPENT = ("seconds", "rows", "epochs", "planned")
 _LARGE = 1e5  # from which on numbers have an exponent
 _SHOWN, _ACROSS = 25, 6  # samples of a model in a picture, and models side by side
 _LEGEND = (
@@ -50,7 +50,8 @@ class Comparison:
     ----------
     rows : list of dict
         One for each pair: ``model``, ``trainer``, ``status`` ("trained", "refused", "diverged" or
-        "failed"), ``note``, ``seconds``, ``rows``, ``epochs``, and by the name of each measure
+        "failed"), ``note``, ``seconds``, ``rows``, ``epochs`` and how many were ``planned`` (fewer
+        where the time was up, or nothing was left to do), and by the name of each measure
         (those of `compare`) its value, with ``…_error``; of likelihoods also ``…_low`` and
         ``…_high``, the interval that follows from that of log Z, and ``…_by``, how that was found.
     references : list of dict
@@ -81,7 +82,7 @@ class Comparison:
         samples: np.ndarray | None = None,
     ) -> dict[str, Any]:
         """Take up a contender; its row with the measures in it."""
-        key = row["model"], row["trainer"]
+        key = _pair(row)
         full = row | _spelled(measured)
         if row["status"] == "reference":
             self.references.append(full)
@@ -129,38 +130,35 @@ class Comparison:
     # ------------------------------------------------------------ text
 
     def _table(self) -> list[str]:
-        columns = self._columns()
-        by = [c.key for c in columns if any(f"{c.key}_by" in row for row in self.rows)]
-        stars = {c.key: self._told_apart(c.key) for c in columns}
-        head = [["model", "", ""], ["trainer", "", ""]]
-        lines = [[row["model"], row["trainer"]] for row in (*self.rows, *self.references)]
-        for column in columns:
-            head.append([column.title, column.unit, ""])
-            for line, row in zip(lines, (*self.rows, *self.references), strict=True):
-                starred = (row["model"], row["trainer"]) in stars[column.key]
-                line.append(_cell(row, column.key, starred and row["status"] == "trained"))
-            if column.key in by:
-                head.append(["log Z", "±", ""])
-                for line, row in zip(lines, (*self.rows, *self.references), strict=True):
-                    line.append(_interval(row, column.key))
-        for line, row in zip(lines, (*self.rows, *self.references), strict=True):
-            line += [_spent(row, key) for key in _SPENT]
-        head += [[key, "", ""] for key in _SPENT]
-        for line, row in zip(lines, self.rows, strict=False):
-            if row["status"] != "trained":
-                line[2] = row["status"]
-        titles = [[cell[i] for cell in head] for i in range(2)]
-        return _aligned([*titles, *lines], gap_before=2 + len(self.rows))
+        """All but refused pairs, and the references, under each other."""
+        shown = [row for row in self.rows if row["status"] != "refused"]
+        rows = [*shown, *self.references]
+        head = [("model", ""), ("trainer", "")]
+        cells = [[row["model"] for row in rows], [row["trainer"] for row in rows]]
+        for column in self._columns():
+            key, stars = column.key, self._told_apart(column.key)
+            head.append((column.title, column.unit))
+            cells.append([_cell(row, key, _pair(row) in stars) for row in rows])
+            if any(f"{key}_by" in row for row in shown):
+                head.append(("log Z", "±"))
+                cells.append([_interval(row, key) for row in rows])
+        head += [(key, "") for key in _SPENT]
+        cells += [[_spent(row, key) for row in rows] for key in _SPENT]
+        if not any(row.get("planned", 0) > row["epochs"] for row in shown):
+            del head[-1], cells[-1]
+        head.append(("", ""))
+        cells.append(["" if row["status"] in _PLAIN else row["status"] for row in rows])
+        columns = [[*titles, *below] for titles, below in zip(head, cells, strict=True)]
+        return _aligned(columns, gap_before=2 + len(shown))
 
     def _remarks(self) -> list[str]:
-        said = [
-            f"{row['model']} / {row['trainer']}"
-            + ("" if row["status"] == "trained" else f" {row['status']}")
-            + f": {row['note']}"
-            for row in self.rows
-            if row["note"]
-        ]
-        return [_LEGEND, "", *said, *([""] if said else [])]
+        """The legend, and what is to be said of pairs, once for all of which it is."""
+        said: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row["note"]:
+                status = "" if row["status"] == "trained" else f" {row['status']}"
+                said.setdefault(f"{status}: {row['note']}", []).append(_said(_pair(row)))
+        return [_LEGEND, "", *(", ".join(pairs) + note for note, pairs in said.items()), ""]
 
     def _verdict(self) -> list[str]:
         """Who is best by what, and who by most of it."""
@@ -259,6 +257,10 @@ class Comparison:
             better = "more is better" if column.larger else "less is better"
             axes.set_title(f"{column.title} ({column.unit})\n{better}", fontsize=8)
             axes.tick_params(labelsize=7)
+            low, high = axes.get_xlim()
+            if high - low < _NARROW:  # all but equal: not to look different
+                axes.set_xlim((low + high - _NARROW) / 2, (low + high + _NARROW) / 2)
+            axes.ticklabel_format(axis="x", useOffset=False)
             axes.locator_params(axis="x", nbins=4)
             axes.grid(axis="y", color="0.92", lw=0.6)
         panels[0].set_yticks(range(len(shown)), [_said(key) for key in shown])
@@ -278,6 +280,8 @@ _CAPTION = (
     "Red: best, or not told from it. Bars: two standard errors of the difference from the best,\n"
     "and that of log Z. Grey: training rows (dotted), Gaussian or independent bits (dashed)."
 )
+_NARROW = 1e-3
+_PLAIN = ("trained", "reference")  # nothing to be said of
 _ENDS = ("_error", "_low", "_high", "_by")
 
 
@@ -311,6 +315,10 @@ def _spelled(measured: dict[str, Measure]) -> dict[str, Any]:
     return row
 
 
+def _pair(row: dict[str, Any]) -> tuple[str, str]:
+    return row["model"], row["trainer"]
+
+
 def _said(key: tuple[str, str]) -> str:
     return " / ".join(key)
 
@@ -327,7 +335,7 @@ def _cell(row: dict[str, Any], key: str, starred: bool) -> str:
     star = "*" if starred else " "
     if abs(value) >= _LARGE:
         return f"{value:.3g} ± {error:.1g}{star}"
-    digits = 3 if error <= 0 else min(6, max(0, 1 - math.floor(math.log10(error))))
+    digits = 4 if error < 1e-3 else max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{digits}f} ± {error:.{digits}f}{star}"
 
 
@@ -347,16 +355,12 @@ def _spent(row: dict[str, Any], key: str) -> str:
     return f"{row[key]:.1f}" if key == "seconds" else f"{row[key]:,}"
 
 
-def _aligned(lines: list[list[str]], gap_before: int) -> list[str]:
-    """Columns under each other, names to the left and numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = []
-    for number, line in enumerate(lines):
-        cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        if number == gap_before:
-            text.append("")
-        text.append("  ".join(cells).rstrip())
-    return text
+def _aligned(columns: list[list[str]], gap_before: int) -> list[str]:
+    """Lines of columns, names to the left and numbers to the right."""
+    padded = []
+    for i, column in enumerate(columns):
+        width = max(map(len, column))
+        left = i < 2 or i == len(columns) - 1
+        padded.append([cell.ljust(width) if left else cell.rjust(width) for cell in column])
+    lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+    return [*lines[:gap_before], "", *lines[gap_before:]]
