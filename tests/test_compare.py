@@ -40,7 +40,6 @@ from energyscape.trainers import CD, EM, PCD, ClosedForm, PseudoLikelihood
 from energyscape.training import EarlyStopping
 
 compare = energyscape.compare
-module = sys.modules[compare.__module__]
 AWAY = 5  # standard errors
 
 
@@ -418,7 +417,7 @@ class FakeTime:
     def __init__(self, lengths: list[float]) -> None:
         self.now, self.lengths = 0.0, lengths
 
-    def perf_counter(self) -> float:
+    def read(self) -> float:
         return self.now
 
     def __call__(self, model: Any, state: Any, info: Any) -> bool:
@@ -426,27 +425,27 @@ class FakeTime:
         return False
 
 
-def test_seconds_are_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_are_planned_with() -> None:
     """Epochs of one second: a budget of 10 takes 9, with the rate falling to its end."""
     fake = FakeTime([1.0])
-    monkeypatch.setattr(module, "time", fake)
     trainer = PCD(callbacks=[fake], batch_size=10)
-    result = compare(RBM(2), trainer, _bits(80, 4), seconds=10.0, n_steps=1)
+    given = {"n_steps": 1, "clock": fake.read}
+    result = compare(RBM(2), trainer, _bits(80, 4), seconds=10.0, **given)
     (row,) = result.rows
     assert (row["epochs"], row["seconds"], row["rows"], row["note"]) == (9, 9.0, 540, "")
     assert result.models["RBM", "PCD"].trainer_.callbacks == (fake,)
-    (row,) = compare(RBM(2), trainer, _bits(80, 4), seconds=10.0, rows=200, n_steps=1).rows
+    (row,) = compare(RBM(2), trainer, _bits(80, 4), seconds=10.0, rows=200, **given).rows
     assert (row["epochs"], row["rows"]) == (3, 180)
-    (row,) = compare(RBM(2), trainer, _bits(80, 4), seconds=0.5, n_steps=1).rows
+    (row,) = compare(RBM(2), trainer, _bits(80, 4), seconds=0.5, **given).rows
     assert (row["epochs"], row["rows"]) == (1, 27) and "all that fits" in row["note"]
 
 
-def test_a_run_that_slows_down_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_slows_down_is_stopped() -> None:
     """Epochs of one second in the trial, of three from the fourth on: 1 + 1 + 1 + 3 + 3."""
     fake = FakeTime([1.0, 1.0, 1.0, 3.0])
-    monkeypatch.setattr(module, "time", fake)
     trainer = PCD(callbacks=[fake], batch_size=10)
-    (row,) = compare(RBM(2), trainer, _bits(80, 4), seconds=10.0, n_steps=1).rows
+    given = {"n_steps": 1, "clock": fake.read}
+    (row,) = compare(RBM(2), trainer, _bits(80, 4), seconds=10.0, **given).rows
     assert (row["epochs"], row["seconds"]) == (5, 9.0)
     assert row["planned"] == 9
 

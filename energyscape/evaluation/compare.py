@@ -51,6 +51,7 @@ def compare(
     n_steps: int = 200,
     random_state: Any = 0,
     verbose: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
     callback: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Comparison:
     """Train every pair of a model and a trainer under one budget, and measure all on held-out rows.
@@ -88,6 +89,9 @@ def compare(
         same figures but for seconds; with ``seconds``, epochs depend on the machine.
     verbose : bool, default False
         Progress on stderr.
+    clock : function, default time.perf_counter
+        What ``seconds`` are counted by: ``time.process_time`` where others use the machine, too,
+        and there is one thread.
     callback : function, optional
         Called with the row of each pair, as soon as it is done.
 
@@ -132,7 +136,7 @@ def compare(
     ais = AIS() if ais is None else ais
     pairs = [(m, t) for m in named for t in strategies]
     for name, strategy in tqdm(pairs, unit="pair", file=sys.stderr, disable=not verbose):
-        run = _Run(named[name], strategies[strategy], data, seed)
+        run = _Run(named[name], strategies[strategy], data, seed, clock)
         row = {"model": name, "trainer": strategy or run.trainer_name} | run.train(seconds, rows)
         measured, samples = {}, None
         if row["status"] == "trained":
@@ -185,17 +189,21 @@ class _Clock:
 
     Parameters
     ----------
+    now : function
+        The time in seconds.
     seconds : float or None
     least : int, default 1
         Epochs that are made in any case.
     """
 
-    def __init__(self, seconds: float | None, least: int = 1) -> None:
-        self.seconds, self.least, self.rows = seconds, least, 0
-        self.marks = [time.perf_counter()]
+    def __init__(
+        self, now: Callable[[], float], seconds: float | None = None, least: int = 1
+    ) -> None:
+        self.now, self.seconds, self.least, self.rows = now, seconds, least, 0
+        self.marks = [now()]
 
     def __call__(self, model: Any, state: Any, info: dict[str, float]) -> bool:
-        self.marks.append(time.perf_counter())
+        self.marks.append(self.now())
         self.rows += state.n_rows
         if self.seconds is None or len(self.marks) <= self.least:
             return False
@@ -211,8 +219,10 @@ class _Clock:
 class _Run:
     """The training of one pair, and its measures."""
 
-    def __init__(self, model: Any, trainer: Any, data: HeldOut, seed: int) -> None:
-        self.data, self.seed, self.notes = data, seed, list[str]()
+    def __init__(
+        self, model: Any, trainer: Any, data: HeldOut, seed: int, now: Callable[[], float]
+    ) -> None:
+        self.data, self.seed, self.now, self.notes = data, seed, now, list[str]()
         self.model = clone(model).set_params(random_state=seed)
         given = model.trainer if trainer is None else trainer
         own = () if given is None else tuple(given.callbacks)
@@ -231,12 +241,12 @@ class _Run:
         if why is not None:
             self.notes.append(why)
             return {"status": "refused"}
-        clock = _Clock(seconds)
+        clock = _Clock(self.now)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 X, epochs = self._planned(seconds, rows)
-                clock = _Clock(seconds)
+                clock = _Clock(self.now, seconds)
                 self._fit(self.model, X, epochs, clock)
                 status = "trained"
             except DivergenceError as error:
@@ -248,7 +258,7 @@ class _Run:
             except ValueError as error:  # settings that do not go with these rows
                 status = "failed"
                 self.notes.append(str(error))
-        spent = {"seconds": time.perf_counter() - clock.marks[0], "rows": clock.rows}
+        spent = {"seconds": self.now() - clock.marks[0], "rows": clock.rows}
         spent["epochs"] = self.model.n_iter_ if self.fitted else 0
         self._note(caught)
         planned = self.trainer.get_params(deep=False).get("n_epochs")
@@ -272,7 +282,7 @@ class _Run:
         share = 1 - self.trainer.validation_fraction
         afford = math.inf if rows is None else rows
         if seconds is not None:
-            trial = _Clock(_TRIAL_SHARE * seconds, 2)
+            trial = _Clock(self.now, _TRIAL_SHARE * seconds, 2)
             trial_rows = self._part(X, _TRIAL_ROWS / share)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a run that is too short to say anything
