@@ -26,7 +26,7 @@ from energyscape.evaluation.held_out import HeldOut, flat, hold_out, references,
 from energyscape.evaluation.metrics import Measure
 from energyscape.samplers import AIS
 from energyscape.sources import open_rows
-from energyscape.verbs import check_count, obstacle
+from energyscape.verbs import check_count, obstacle, speaks
 
 _KEPT_SAMPLES = 64
 # The trial that tells how long an epoch takes: rows, most epochs, share of the budget after which
@@ -73,7 +73,8 @@ def compare(
         Rows through the gradient of each training, counted with their repetitions. Whole epochs: as
         many as fit. Where not even one fits, one epoch over a random part of the rows.
     X_test, y_test : arrays, optional
-        Held-out rows and their labels; default: a random quarter of X. Up to 2,000 are used.
+        Held-out rows and their labels, of which up to 2,000 are used; default: a random quarter of
+        X, at most 2,000.
     foreign : array, shape (k, n_features), optional
         Rows of another kind, whose energies should be higher than those of the data. Default:
         uniform in the range of each feature of the training rows (fair coins, if these are bits).
@@ -216,6 +217,14 @@ class _Clock:
         return epoch, max(0.0, float(epochs[0]) - epoch)
 
 
+def _misfit(model: Any, trainer: Any) -> str | None:
+    """Why the pair cannot be, in words: verbs by their names alone, as there may be many pairs."""
+    missing = speaks(model, trainer.requires)
+    if missing:
+        return f"it needs {', '.join(missing)}, which {type(model).__name__} does not offer"
+    return obstacle(model, trainer)
+
+
 class _Run:
     """The training of one pair, and its measures."""
 
@@ -237,7 +246,7 @@ class _Run:
 
     def train(self, seconds: float | None, rows: int | None) -> dict[str, Any]:
         """Train within the budget; status, seconds, rows through the gradient, and epochs."""
-        why = obstacle(self.model, self.trainer) or self.data.misfit(self.model)
+        why = _misfit(self.model, self.trainer) or self.data.misfit(self.model)
         if why is not None:
             self.notes.append(why)
             return {"status": "refused"}

@@ -178,12 +178,12 @@ class Comparison:
             else:
                 equal = "" if len(best) == 1 else "; not told from it: "
                 lines.append(f"Best by {name}: {_said(best[0])}{equal}{_listed(best[1:])}")
-        shares = {key: (wins[key] / n, n) for key, n in asked.items() if n}
+        shares = {key: wins[key] / n for key, n in asked.items() if n}
         if not shares:
             return ["There is nothing to choose between."]
         top = [key for key in shares if shares[key] == max(shares.values())]
-        said = f"{wins[top[0]]} of {asked[top[0]]}"
-        return [*lines, f"Best or not told from the best by {said} measures: {_listed(top)}."]
+        said = ", ".join(f"{_said(key)} ({wins[key]} of {asked[key]} measures)" for key in top)
+        return [*lines, f"Most often the best, or not told from it: {said}."]
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
         """One line for each pair and reference, all that is in the rows; empty where there is none.
@@ -228,10 +228,10 @@ class Comparison:
         if not shown:
             raise ValueError("no pair was trained: there is nothing to draw")
         drawn = {"held-out rows": self.test[:: max(1, len(self.test) // _SHOWN)][:_SHOWN]}
-        drawn |= {"\n".join(k): self.samples[k][:_SHOWN] for k in shown if k in self.samples}
+        drawn |= {"\n".join(k): self.samples[k] for k in shown if k in self.samples}
         across = min(len(drawn), _ACROSS)
         lines = 0 if shape is None else math.ceil(len(drawn) / across)
-        tall, wide = 0.9 + 0.24 * len(shown), max(8.0, 2.0 + 1.75 * len(columns))
+        tall, wide = 1.1 + 0.24 * len(shown), max(8.0, 2.0 + 1.75 * len(columns))
         heights = [tall, *([1.2 * wide / max(4, across) * lines] if lines else [])]
         figure = Figure(figsize=(wide, sum(heights)), layout="constrained")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
@@ -245,14 +245,21 @@ class Comparison:
         panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for axes, column in zip(panels, columns, strict=True):
             best = self._told_apart(column.key)
+            found = [self._measured[key].get(column.key) for key in shown]
             first = self._measured[self.best(column.key)[0]][column.key]
-            for y, key in enumerate(shown):
-                found = self._measured[key].get(column.key)
-                if found is not None:
-                    error = 2 * found.difference_error(first)
-                    reach = [[error + found.below], [error + found.above]]
-                    color = "C3" if key in best else "C0"
-                    axes.errorbar(found.value, y, xerr=reach, fmt="o", ms=4, color=color, capsize=2)
+            low, high = _window(first.value, [one.value for one in found if one is not None])
+            for y, (key, one) in enumerate(zip(shown, found, strict=True)):
+                if one is None:
+                    continue
+                style: dict[str, Any] = {"color": "C3" if key in best else "C0", "ms": 4}
+                if low <= one.value <= high:
+                    error = 2 * one.difference_error(first)
+                    reach = [[error + one.below], [error + one.above]]
+                    axes.errorbar(one.value, y, xerr=reach, fmt="o", capsize=2, **style)
+                else:
+                    axes.plot(
+                        np.clip(one.value, low, high), y, "<" if one.value < low else ">", **style
+                    )
             self._draw_references(axes, column.key)
             better = "more is better" if column.larger else "less is better"
             axes.set_title(f"{column.title} ({column.unit})\n{better}", fontsize=8)
@@ -277,12 +284,21 @@ class Comparison:
 
 
 _CAPTION = (
-    "Red: best, or not told from it. Bars: two standard errors of the difference from the best,\n"
-    "and that of log Z. Grey: training rows (dotted), Gaussian or independent bits (dashed)."
+    "Red: best, or not told from it. Triangles: off the scale.\n"
+    "Bars: two standard errors of the difference from the best, and the interval of log Z.\n"
+    "Grey: training rows (dotted), Gaussian or independent bits (dashed)."
 )
-_NARROW = 1e-3
+_NARROW, _FAR, _EXTREME = 1e-3, 5.0, 0.005
 _PLAIN = ("trained", "reference")  # nothing to be said of
 _ENDS = ("_error", "_low", "_high", "_by")
+
+
+def _window(best: float, values: list[float]) -> tuple[float, float]:
+    """The range to draw: values much farther from the best than most are not to squeeze these."""
+    away = np.abs(np.array(values) - best)
+    away = away[away > 0]
+    reach = _FAR * float(np.median(away)) if len(away) else math.inf
+    return best - reach, best + reach
 
 
 def _draw_samples(
@@ -292,12 +308,18 @@ def _draw_samples(
     shape: tuple[int, ...] | None,
     transformer: Any,
 ) -> None:
+    side = math.isqrt(min(_SHOWN, *map(len, drawn.values())))
+    rows = np.concatenate([some[: side**2] for some in drawn.values()])
+    pixels = rows if transformer is None else np.asarray(transformer.inverse_transform(rows))
+    # One scale for all, that of the data but for a few extremes.
+    pixels = np.clip(pixels, *np.quantile(pixels[: side**2], [_EXTREME, 1 - _EXTREME]))
+    image = image_grid(pixels, shape, n_columns=side, scale="all")
+    tall = (len(image) - 1) // len(drawn)
     panels = figure.subplots(*grid, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
-    for axes, (name, rows) in zip(panels, drawn.items(), strict=False):
-        pixels = rows if transformer is None else transformer.inverse_transform(rows)
-        axes.imshow(image_grid(pixels, shape, scale="all"), cmap="gray", vmin=0, vmax=255)
+    for i, (axes, name) in enumerate(zip(panels, drawn, strict=False)):
+        axes.imshow(image[i * tall : (i + 1) * tall + 1], cmap="gray", vmin=0, vmax=255)
         axes.set_title(name, fontsize=8)
 
 

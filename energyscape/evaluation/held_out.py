@@ -150,8 +150,8 @@ def _split(
         if y_test is not None:
             raise ValueError("y_test goes with X_test")
         order = rng.permutation(len(rows))
-        n_test = round(_TEST_SHARE * len(rows))
-        kept, apart = np.sort(order[n_test:]), np.sort(order[:n_test][:MAX_TEST_ROWS])
+        n_test = min(MAX_TEST_ROWS, round(_TEST_SHARE * len(rows)))
+        kept, apart = np.sort(order[n_test:]), np.sort(order[:n_test])
         labels = (None, None) if y is None else (y[kept], y[apart])
         return rows.take(kept), to_host(rows.take(apart)), *labels
     test = open_rows(_checked(X_test, "X_test"))
