@@ -36,6 +36,7 @@ _LONG = {
         "sampling.md",
         "deep.md",
         "seven_strategies.md",
+        "compare.md",
     ),
     "test_containers_in_are_containers_out": ("PoT", "SparseCoding", "PSD", "LISTA"),
     "test_every_model_can_be_looked_at": (

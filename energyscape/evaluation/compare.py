@@ -270,8 +270,10 @@ class _Run:
         spent = {"seconds": self.now() - clock.marks[0], "rows": clock.rows}
         spent["epochs"] = self.model.n_iter_ if self.fitted else 0
         self._note(caught)
-        planned = self.trainer.get_params(deep=False).get("n_epochs")
-        return {"status": status} | spent | ({} if planned is None else {"planned": planned})
+        settings = self.trainer.get_params(deep=False)
+        if status == "trained" and "n_epochs" in settings:
+            spent["planned"] = settings["n_epochs"]
+        return {"status": status} | spent
 
     def _fit(self, model: Any, X: Any, epochs: int, clock: _Clock) -> None:
         settings: dict[str, Any] = {"callbacks": [*self.callbacks, clock]}
