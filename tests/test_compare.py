@@ -18,6 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from cases import CASES, Case
 from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
 from scipy.stats import norm
@@ -294,7 +295,9 @@ def test_features_are_judged_by_their_labels() -> None:
     assert 0.9 < rows["KMeans"]["accuracy"] <= 1
     p = rows["PCA"]["accuracy"]
     assert rows["PCA"]["accuracy_error"] == pytest.approx(np.sqrt(p * (1 - p) / 149))
-    assert "log_density" not in rows["PCA"]  # an energy of no density
+    assert "score_matching" not in rows["PCA"]  # its energy is that of no density; its scores are
+    (model,) = (m for key, m in result.models.items() if key[0] == "PCA")
+    assert rows["PCA"]["log_density"] == pytest.approx(model.score(result.test))
 
 
 # ---------------------------------------------------------------- pairs that cannot be
@@ -540,6 +543,28 @@ def test_warnings_become_notes() -> None:
         warnings.simplefilter("error")
         (row,) = compare(GaussianMixture(3), EM(tol=0.0), X, rows=150).rows
     assert row["epochs"] == 2 and "EM still gained" in row["note"]
+
+
+def test_what_diverges_in_the_trial_says_so() -> None:
+    X = np.random.default_rng(8).standard_normal((100, 4))
+    (row,) = compare(GaussianRBM(3), PCD(learning_rate=1e300), X, seconds=5.0).rows
+    assert row["status"] == "diverged" and row["rows"] == 0 and "planned" not in row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_model_can_be_compared(case: Case) -> None:
+    X = np.concatenate([case.data, case.data])  # clips are few
+    given = {"rows": 60, "n_steps": 2, "n_samples": 10, "ais": AIS(10, 20)}
+    (row,) = compare(case.make(), None, X, **given).rows
+    assert row["status"] == "trained", row
+    assert {"auc_shuffled", "auc_uniform"} <= set(row)
+    model = case.make()
+    whole_images = X.ndim > 2
+    if model.has_density and not whole_images:
+        assert {"log_density", "log_probability"} & set(row), row
+    if whole_images or model.limited:
+        assert "log_density" not in row
 
 
 # ---------------------------------------------------------------- tables, files, pictures

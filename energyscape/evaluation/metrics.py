@@ -222,9 +222,10 @@ def sliced(slope: Callable[[np.ndarray], np.ndarray], X: Any, v: Any, scale: flo
 def log_likelihood(model: Any, X: Any, fitted_to: Any, ais: AIS, seed: int) -> Measure | None:
     """Mean log-likelihood of rows in nats; None where there is no log Z to be had.
 
-    log Z is exact where `score_samples` has it exact; else forward AIS from the model's base
-    measure, or from a Student t with the moments of the training rows. The interval reaches from
-    what RAISE gives, or the bootstrap of log Z, down to up.
+    log Z is exact where `score_samples` has it exact; else by forward AIS from the model's base
+    measure, or, of smooth energies of rows whose codes are not limited, from a Student t with the
+    moments of the training rows. The interval reaches from what RAISE gives, or the bootstrap of
+    log Z, down to up.
 
     Parameters
     ----------
@@ -235,14 +236,15 @@ def log_likelihood(model: Any, X: Any, fitted_to: Any, ais: AIS, seed: int) -> M
     ais : AIS
     seed : int
     """
-    params = model._params
-    if model._sums_exactly(params):
-        log_z = exact_partition(model.log_partition(params))
-        low = math.inf
+    if model.has_density and speaks(model, ("log_partition|base_measure",)):
+        return mean_of(to_host(model.score_samples(X)), "exact")  # a density beside the energy
+    low = math.inf
+    if model._sums_exactly(model._params):
+        log_z = exact_partition(model.log_partition(model._params))
     elif model.has_density:
         bounds = model.log_likelihood_bounds(X, ais, seed)
         log_z, low = bounds.partition, bounds.low
-    elif model.proper and model.domain == "real" and not speaks(model, ("input_grad",)):
+    elif _annealed(model):
         log_z, low = _along_bridge(model, X, fitted_to, ais, seed)
     else:
         return None
@@ -254,6 +256,13 @@ def log_likelihood(model: Any, X: Any, fitted_to: Any, ais: AIS, seed: int) -> M
         found += ", from below"
     below = max(up - log_z.log_partition, mean - low, 0.0)
     return Measure(mean, (values,), below, log_z.log_partition - down, found)
+
+
+def _annealed(model: Any) -> bool:
+    """Whether exp(-F) is a density that HMC moves in: not where codes are found by inference, nor
+    across kinks."""
+    reals = model.domain == "real" and not speaks(model, ("input_grad",))
+    return model.proper and model.smooth and not model.limited and reals
 
 
 def _along_bridge(model: Any, X: Any, fitted_to: Any, ais: AIS, seed: int) -> tuple[Any, float]:
