@@ -560,3 +560,9 @@ def test_draws_of_pools_at_any_epsilon(epsilon: float) -> None:
     mass = np.concatenate([[0], [quad(density, lo, hi)[0] for lo, hi in itertools.pairwise(grid)]])
     cdf = np.cumsum(mass) / mass.sum()
     assert _apart(np.linalg.norm(u, axis=1), lambda r: np.interp(r, grid, cdf)) < KOLMOGOROV
+
+
+def test_weights_that_are_not_finite_have_no_inverse() -> None:
+    """What ends training is the check of the loop, not LAPACK."""
+    W = np.full((5, 3), np.inf)
+    assert np.isnan(OvercompleteICA(5).mixing({"W": W})).all()

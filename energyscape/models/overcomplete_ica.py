@@ -113,7 +113,11 @@ class OvercompleteICA(LinearSources):
 
     def mixing(self, params: Params) -> Array:
         """The pseudo-inverse: of the rows that sources may stand for, the nearest."""
-        return namespace(params["W"]).linalg.pinv(params["W"])
+        W = params["W"]
+        try:
+            return namespace(W).linalg.pinv(W)
+        except np.linalg.LinAlgError:  # learning went astray: what is not finite ends it
+            return namespace(W).full_like(W.T, math.nan)
 
     def source_energy(self, params: Params, u: Array) -> Array:
         return log_cosh(u).astype(np.float64) @ _strengths(params).astype(np.float64)

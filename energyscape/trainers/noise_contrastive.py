@@ -245,8 +245,9 @@ class ConditionalNCE(MarginLoss):
         A symmetric disturbance: `GaussianJitter` (default on reals), `BitFlips` (default on bits).
     n_negatives : int, default 1
         Disturbed rows for each row.
-    n_epochs, batch_size, learning_rate, optimizer, averaging, batch_transform, \
-validation_fraction, callbacks
+    learning_rate : float, optional
+        Default 0.3: one step says less than ten draws of noise do.
+    n_epochs, batch_size, optimizer, averaging, batch_transform, validation_fraction, callbacks
         As for `NCE`.
 
     References
@@ -279,6 +280,7 @@ validation_fraction, callbacks
         self.validation_fraction = validation_fraction
         self.callbacks = callbacks
 
+    default_rate = 0.3
     # What makes it the logistic loss of a symmetric step.
     loss = Log()
     pooling = "sum"
