@@ -125,14 +125,18 @@ class RatioMatching(_BitFlips):
 
     Parameters
     ----------
-    n_bits, n_epochs, batch_size, learning_rate, optimizer, averaging, batch_transform, \
-validation_fraction, callbacks
+    learning_rate : float, optional
+        Shorthand for ``optimizer=SGD(learning_rate)``; default 0.3.
+    n_bits, n_epochs, batch_size, optimizer, averaging, batch_transform, validation_fraction, \
+callbacks
         As for `PseudoLikelihood`.
 
     References
     ----------
     Hyvärinen, A. (2007). Some extensions of score matching. Equation 17.
     """
+
+    default_rate = 0.3  # φ' is at most 8/27, where that of the pseudo-likelihood goes up to 1
 
     def loss(self, change: Array) -> Array:
         return sigmoid(change) ** 2
