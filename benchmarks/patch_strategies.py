@@ -24,7 +24,7 @@ from gated_filters import gabors_of
 from gated_patches import COMPONENTS, SIDE, fitted, white_rows
 
 TRAIN, TEST, FILTERS, MEANS = 100_000, 5_000, 128, 32
-EPOCHS, BATCH, SIGMA = 6, 128, 0.3  # SIGMA: of the noise, in deviations of a feature
+EPOCHS, BATCH, SIGMA = 20, 128, 0.3  # SIGMA: of the noise, in deviations of a feature
 CHAINS, TEMPERATURES, SHOWN = 100, 1_000, 64
 # Of SGD, by how fast likelihood rose in short trials.
 RATES = {

@@ -223,7 +223,7 @@ def main() -> None:
     )
     text.append("Relative error of ∂L/∂W in float32, by the step ε over ℓ:")
     for name, own in of_float.items():
-        text.append(table([name, *own], [["", *map(told, own.values())]]))
+        text.append(table([name, *own], [["error", *map(told, own.values())]]))
     met = ", ".join(
         f"{name} {told(own['default'])} ({'met' if own['default'] < TARGETS[name] else 'missed'})"
         for name, own in of_float.items()
