@@ -18,6 +18,7 @@ from energyscape.trainers import (
     EM,
     PCD,
     ClosedForm,
+    EmbeddingLoss,
     EnergyLoss,
     MaximumLikelihood,
     Prediction,
@@ -28,7 +29,8 @@ from energyscape.verbs import speaks
 
 _ROUNDS, _UPDATES, _DRAWS, _COPIES = 30, 50, 10, 4
 _NOISE = 0.5  # of the parameters that training begins with
-PAIRS = [(case, trainer) for case in CASES for trainer in case.trainers]
+# Losses of embeddings compare rows with each other, and have no value at one: test_embeddings.
+PAIRS = [(case, t) for case in CASES for t in case.trainers if t is not EmbeddingLoss]
 
 
 def losses(trainer: Any, model: Any, params: Any, carry: Any, x: np.ndarray) -> np.ndarray | None:
