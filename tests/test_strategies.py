@@ -36,6 +36,7 @@ from energyscape.trainers import (
     Chains,
     ConditionalNCE,
     DenoisingScoreMatching,
+    EmbeddingLoss,
     GaussianJitter,
     MarginLoss,
     MinimumProbabilityFlow,
@@ -606,6 +607,19 @@ def test_void_pairs_name_what_would_work(model: Any, trainer: Any, message: str)
 def test_bad_settings_are_named(trainer: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GaussianRBM(3, trainer=trainer).fit(REALS)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "setting", "example"),
+    [
+        (MarginLoss(), "loss__margin", r"MarginLoss\(loss=Hinge\(2\.0\)\)"),
+        (ConditionalNCE(), "negatives__length", r"ConditionalNCE\(negatives=GaussianJitter"),
+        (EmbeddingLoss(), "loss__margin", r"EmbeddingLoss\(loss=DrLIM\(\)\)"),
+    ],
+)
+def test_parts_that_are_not_there_are_named(trainer: Any, setting: str, example: str) -> None:
+    with pytest.raises(ValueError, match=example):
+        trainer.set_params(**{setting: 2.0})
 
 
 def test_bad_numbers_of_bits_are_named() -> None:

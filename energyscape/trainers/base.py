@@ -21,14 +21,15 @@ from energyscape.backend import Array, namespace
 from energyscape.optim import SGD, Moment, Optimizer
 from energyscape.verbs import Params, Pass, check_count, check_nested
 
-# Enough updates to learn, but small data are not gone through until they are known by heart.
 # What to give where a nested parameter is set of something that is None.
 _EXAMPLES = {
     "optimizer": "SGD(0.1)",
     "sampler": "HMC()",
     "corruption": "Masking(0.25)",
     "penalty": "KL(0.05)",
+    "negatives": "GaussianJitter(0.5)",
 }
+# Enough updates to learn, but small data are not gone through until they are known by heart.
 _UPDATES, _FEWEST_EPOCHS, _MOST_EPOCHS = 10_000, 10, 1000
 _MEMORY = 0.01  # share of an update in the running mean of a loss
 
@@ -65,6 +66,8 @@ class Trainer(BaseEstimator):
     requires: ClassVar[tuple[str, ...]] = ("init_params", "param_specs", "forward")
     domains: ClassVar[tuple[str, ...]] = ()
     default_rate: ClassVar[float] = 0.1
+    # As `_EXAMPLES`, of this trainer alone.
+    examples: ClassVar[dict[str, str]] = {}
     # Whether the energy must belong to a density: chains run away on one that does not, and what is
     # pulled up near the data stays low farther out.
     needs_proper: ClassVar[bool] = False
@@ -132,7 +135,7 @@ class Trainer(BaseEstimator):
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters by name, nested ones as ``optimizer__momentum``."""
-        check_nested(self, params, _EXAMPLES)
+        check_nested(self, params, _EXAMPLES | self.examples)
         return super().set_params(**params)
 
     def settle(self, n_rows: int) -> None:

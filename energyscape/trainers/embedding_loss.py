@@ -16,7 +16,7 @@ application to face verification.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class EmbeddingLoss(Trainer):
     """
 
     requires = ("init_params", "param_specs", "encoder", "embedding_grad")
+    examples: ClassVar[dict[str, str]] = {"loss": "DrLIM()"}
 
     def __init__(
         self,

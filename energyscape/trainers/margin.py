@@ -13,7 +13,7 @@ as the loss asks, and exp(-F) means nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from energyscape.backend import Array, namespace
 from energyscape.errors import CapabilityError
@@ -53,6 +53,7 @@ validation_fraction, callbacks
 
     requires = (*Objective.requires, "free_energy_grad")
     domains = ("binary", "real")
+    examples: ClassVar[dict[str, str]] = {"loss": "Hinge(2.0)"}
     needs_proper = True
     needs_visible = True
 
