@@ -154,14 +154,16 @@ class Pass:
         """Sums over the rows that the model's buffers need; empty for most models."""
         return {}
 
-    def flips(self, bits: Array, slope: Callable[[Array], Array]) -> tuple[Array, Params]:
+    def flips(
+        self, bits: Array, slope: Callable[[Array], Array] | None = None
+    ) -> tuple[Array, Params]:
         """What the flip of single bits changes.
 
         Parameters
         ----------
         bits : array of int, shape (m,)
             Entries of a flat row, on the device of x.
-        slope : function
+        slope : function, optional
             Of Δ, whatever its shape, element by element.
 
         Returns
@@ -169,7 +171,7 @@ class Pass:
         differences : array, shape (n, m), float64
             Δ_id = F(x_i) - F(x_i with entry d flipped, 1 - x_id).
         grads : dict
-            Σ_id slope(Δ_id) (∂F(x_i)/∂θ - ∂F(x_i with d flipped)/∂θ).
+            Σ_id slope(Δ_id) (∂F(x_i)/∂θ - ∂F(x_i with d flipped)/∂θ); empty without a slope.
         """
         xp, n, own = namespace(self.x), len(self.x), self.energy()
         flat = self.x.reshape(n, -1)
@@ -182,12 +184,14 @@ class Pass:
             rows[index, :, part] = 1 - flat[:, part].T
             passed = self.model.forward(self.params, rows.reshape(-1, *self.x.shape[1:]))
             change = own - passed.energy().reshape(len(part), n)
+            differences.append(change.T)
+            if slope is None:
+                continue
             weights = slope(change).astype(self.x.dtype)
             pulled += weights.sum(axis=0)
             more = passed.grad(-weights.ravel())
             grads = {k: v + grads[k] for k, v in more.items()} if grads else more
-            differences.append(change.T)
-        at_rows = self.grad(pulled)
+        at_rows = self.grad(pulled) if grads else {}
         return xp.concatenate(differences, axis=1), {k: v + at_rows[k] for k, v in grads.items()}
 
 

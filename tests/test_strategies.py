@@ -151,12 +151,37 @@ def test_quick_flips_are_exact_in_float32() -> None:
     np.testing.assert_allclose(single, exact, atol=3e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [3.0, 12.0, 30.0])
+@pytest.mark.parametrize("grey", [False, True])
+def test_quick_flips_of_strong_weights(scale: float, grey: bool) -> None:
+    """Where units are as good as on, and a flip as good as turns them off, differences of tens of
+    nats come out right in float32, too: log(1 + p (e^-W - 1)) would be that of 0."""
+    model, rng = RBM(40), np.random.default_rng(0)
+    x = (rng.random((20, 30)) < 0.3).astype(np.float32)
+    if grey:
+        x = 0.1 + 0.8 * x
+    W = rng.normal(size=(30, 40), scale=scale).astype(np.float32)
+    params = generic_params(model, x.astype(float)) | {"W": W}
+    narrow = {k: v.astype(np.float32) for k, v in params.items()}
+    wide = {k: v.astype(np.float64) for k, v in narrow.items()}
+    bits, slope = np.arange(30), PseudoLikelihood().slope
+    exact, wanted = Pass.flips(model.forward(wide, x.astype(np.float64)), bits, slope)
+    single, grads = model.forward(narrow, x).flips(bits, slope)
+    # Fields of float32 are off by 1e-7 of up to a few hundred, and so are sums over 40 of them.
+    np.testing.assert_allclose(single, exact, atol=1e-4 * scale, rtol=1e-5)
+    for key, value in wanted.items():
+        np.testing.assert_allclose(grads[key], value, atol=1e-3, err_msg=key)
+
+
 def test_grey_rows_are_flipped_like_any_others() -> None:
     """A flip of a probability is 1 - x."""
     model, x = RBM(4), np.random.default_rng(0).random((5, 6))
     params = generic_params(model, x)
     passed = model.forward(params, x)
     change, grads = passed.flips(np.array([2]), lambda d: d)
+    for found in (passed.flips(np.array([2])), Pass.flips(passed, np.array([2]))):
+        np.testing.assert_allclose(found[0], change)
+        assert found[1] == {}
     for key, wanted in Pass.flips(passed, np.array([2]), lambda d: d)[1].items():
         np.testing.assert_allclose(grads[key], wanted, atol=1e-12)
     y = x.copy()

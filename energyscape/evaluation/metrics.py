@@ -172,7 +172,7 @@ def pseudo_likelihood(model: Any, X: Any) -> Measure | None:
     def of_rows(params: Params, x: Array) -> Array:
         xp = namespace(x)
         bits = xp.arange(x[0].size)
-        change, _ = model.forward(params, x).flips(bits, xp.zeros_like)
+        change, _ = model.forward(params, x).flips(bits)
         return -xp.logaddexp(0.0, change).mean(axis=1)
 
     return mean_of(to_host(model._map(X, of_rows)))

@@ -22,59 +22,64 @@ from energyscape.verbs import Param, Params
 
 # Elements of hidden units that flips are worked on at once: what stays in a cache of the CPU, and
 # what keeps a GPU busy.
-_FLIPPED, _ON_GPU = 1 << 17, 1 << 26
+_FLIPPED, _ON_GPU = 1 << 18, 1 << 26
 
 
 class RBMPass(BipartitePass):
     """The pass, with a quick way to flip single bits."""
 
-    def flips(self, bits: Array, slope: Callable[[Array], Array]) -> tuple[Array, Params]:
-        """As `Pass.flips`. A flip of bit d moves the field by ±W_d, so that with p = σ(field)
-
-            softplus(field ± W_d) - softplus(field) = log t,    t = 1 + p (e^±W_d - 1)
-            σ(field ± W_d) = 1 - (1 - p)/t
-
-        which needs one logarithm, and subtracts no large energies.
+    def flips(
+        self, bits: Array, slope: Callable[[Array], Array] | None = None
+    ) -> tuple[Array, Params]:
+        """As `Pass.flips`: a flip of bit d moves the field by ±W_d, and costs no product. Each
+        unit's softplus is compared with its own before, so that no large energies are subtracted.
         """
-        xp, x, params = namespace(self.x), self.x, self.params
-        W, n, p = params["W"], len(x), self.hidden()
-        # On the CPU the two values of e^±W_d - 1 are worth a table (middle and half of the way from
-        # one to the other); a GPU is not to be asked for what its rows are.
-        two = not is_gpu_array(x) and bool(((x == 0) | (x == 1)).all())
-        size = max(1, (_ON_GPU if is_gpu_array(x) else _FLIPPED) // p.size)
-        differences, off = [], 1 - p
+        xp, x, W, field = namespace(self.x), self.x, self.params["W"], self.field
+        size = max(1, (_ON_GPU if is_gpu_array(x) else _FLIPPED) // field.size)
+        before, differences = xp.empty_like(field), list[Array]()
+        _softplus(field.copy(), before)
         # Kept: new memory for every block would take longer than the arithmetic.
-        room = xp.empty((2, min(size, len(bits)), *p.shape), x.dtype)
-        share, pulled = xp.zeros_like(p), xp.zeros(n, x.dtype)
-        grads = {"W": xp.zeros_like(W), "b": xp.zeros_like(params["b"])}
+        room = xp.empty((2, min(size, len(bits)), *field.shape), x.dtype)
+        share, pulled = xp.zeros_like(field), xp.zeros(len(x), x.dtype)
+        grads = {"W": xp.zeros_like(W), "b": xp.zeros_like(self.params["b"])}
         for lo in range(0, len(bits), size):
             part = bits[lo : lo + size]
             sign = 1 - 2 * x[:, part].T  # (bits, n)
-            t, logs = room[:, : len(part)]
-            if two:
-                up, down = xp.expm1(W[part])[:, None], xp.expm1(-W[part])[:, None]
-                xp.multiply(sign[:, :, None], 0.5 * (up - down), out=t)
-                t += 0.5 * (up + down)
-            else:
-                xp.multiply(sign[:, :, None], W[part][:, None], out=t)
-                xp.expm1(t, out=t)
-            t *= p
-            t += 1
-            change = xp.log(t, out=logs).sum(axis=2).astype(np.float64)
-            change += sign * params["b"][part][:, None]
+            moved, after = room[:, : len(part)]
+            xp.multiply(sign[:, :, None], W[part][:, None], out=moved)
+            moved += field
+            _softplus(moved, after)
+            change = xp.subtract(after, before, out=moved).sum(axis=2).astype(np.float64)
+            change += sign * self.params["b"][part][:, None]
+            differences.append(change.T)
+            if slope is None:
+                continue
             weights = slope(change).astype(x.dtype)
-            rest = xp.divide(off, t, out=t)  # 1 - σ of the moved field
-            share += xp.einsum("dn,dnk->nk", weights, rest)
+            off = xp.exp(xp.negative(after, out=after), out=after)  # 1 - σ of the moved field
+            share += xp.einsum("dn,dnk->nk", weights, off)
             pulled += weights.sum(axis=0)
             weights *= sign
             total = weights.sum(axis=1)
-            grads["W"][part] = total[:, None] - xp.matmul(weights[:, None], rest)[:, 0]
+            grads["W"][part] = total[:, None] - xp.matmul(weights[:, None], off)[:, 0]
             grads["b"][part] = total
-            differences.append(change.T)
-        moved = pulled[:, None] * off
-        moved -= share
-        grads["W"] += x.T @ moved
-        return xp.concatenate(differences, axis=1), grads | {"c": moved.sum(axis=0)}
+        found = xp.concatenate(differences, axis=1)
+        if slope is None:
+            return found, {}
+        rest = pulled[:, None] * xp.exp(-before)
+        rest -= share
+        grads["W"] += x.T @ rest
+        return found, grads | {"c": rest.sum(axis=0)}
+
+
+def _softplus(a: Array, out: Array) -> None:
+    """log(1 + e^a) to the last place of 1, into ``out``; ``a`` is used up."""
+    xp = namespace(a)
+    xp.abs(a, out=out)
+    xp.negative(out, out=out)
+    xp.exp(out, out=out)
+    out += 1
+    xp.log(out, out=out)
+    out += xp.maximum(a, 0, out=a)
 
 
 @register
@@ -224,5 +229,5 @@ class RBM(BinaryVisible):
 
     def _pseudo_log_likelihood(self, params: Params, x: Array) -> Array:
         xp = namespace(x)
-        change, _ = self.forward(params, x).flips(xp.arange(x.shape[1]), xp.zeros_like)
+        change, _ = self.forward(params, x).flips(xp.arange(x.shape[1]))
         return -xp.logaddexp(0.0, change).sum(axis=1)
