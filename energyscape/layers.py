@@ -8,9 +8,12 @@ a, W, c and x directly; `backward_chain` adds their partial derivatives where th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from energyscape.activations import (
     Identity,
@@ -41,7 +44,16 @@ __all__ = [
     "activation",
     "backward_chain",
     "largest",
+    "uniform_weights",
 ]
+
+
+def uniform_weights(rng: Any, shape: tuple[int, int], dtype: Any) -> Array:
+    """Uniform on ±√(6/(units below + units above)) (Glorot and Bengio, 2010)."""
+    W = rng.uniform(shape, dtype)
+    W -= 0.5
+    W *= np.dtype(dtype).type(2 * math.sqrt(6.0 / sum(shape)))
+    return W
 
 
 @dataclass(slots=True)

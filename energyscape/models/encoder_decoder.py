@@ -8,7 +8,6 @@ The reconstruction error is an energy, but r(x) - x is not its gradient (Kamysha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from energyscape.backend import Array, namespace
 from energyscape.corruptions import SaltAndPepper
 from energyscape.errors import CapabilityError, DivergenceError
 from energyscape.kernels import softplus_sum
-from energyscape.layers import Affine, LayerGrad, LayerPass, backward_chain
+from energyscape.layers import Affine, LayerGrad, LayerPass, backward_chain, uniform_weights
 from energyscape.models.base import EnergyModel
 from energyscape.models.from_pass import EnergyFromPass
 from energyscape.samplers import HMC, DenoisingChain
@@ -171,14 +170,10 @@ class EncoderDecoder(EnergyFromPass, EnergyModel):
         xp, below, params = namespace(x), x.shape[1], {}
         mean = x.mean(axis=0, dtype=np.float64)
         for name, width in zip(self.names(), self.sizes(), strict=True):
-            bound = math.sqrt(6.0 / (below + width))
             shapes = {f"W{name}": (below, width)}
             shapes |= {} if self.tied else {f"V{name}": (width, below)}
             for key, shape in shapes.items():
-                W = rng.uniform(shape, x.dtype)
-                W -= 0.5
-                W *= x.dtype.type(2 * bound)
-                params[key] = W
+                params[key] = uniform_weights(rng, shape, x.dtype)
             params[f"c{name}"] = xp.zeros(width, x.dtype)
             params[f"b{name}"] = xp.zeros(below, x.dtype)
             below = width

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from energyscape.activations import Identity, activation
 from energyscape.backend import Array, is_gpu_array, namespace, to_host
 from energyscape.embeddings import DISTANCES
-from energyscape.layers import LayerPass, backward_chain
+from energyscape.layers import LayerPass, backward_chain, uniform_weights
 from energyscape.models.base import EnergyModel
 from energyscape.models.from_pass import EnergyFromPass
 from energyscape.models.inputs import as_clips, as_rows
@@ -189,10 +189,8 @@ class SiameseEncoder(EnergyFromPass, EnergyModel):
         xp, rows, params = namespace(x), x.reshape(-1, x.shape[-1]), dict[str, Array]()
         below = rows.shape[1]
         for i, width in enumerate(self._sizes(), 1):
-            W = rng.uniform((below, width), x.dtype)
-            W -= 0.5
-            W *= x.dtype.type(2 * math.sqrt(6.0 / (below + width)))
-            params |= {f"W{i}": W, f"c{i}": xp.zeros(width, x.dtype)}
+            params[f"W{i}"] = uniform_weights(rng, (below, width), x.dtype)
+            params[f"c{i}"] = xp.zeros(width, x.dtype)
             below = width
         mean = rows.mean(axis=0, dtype=np.float64)
         spread = ((rows - mean) ** 2).mean(dtype=np.float64)

@@ -265,36 +265,15 @@ class Contrast(Trainer):
         return gathered(passed, weights, batch)
 
 
-class Objective(Contrast):
-    """A contrast that has a loss of each row; subclasses write `evaluate`.
+class Objective(Trainer):
+    """A strategy whose loss has a value: subclasses write `collect`, with it under "loss/mean".
 
     The history's ``loss`` is its mean over about the last hundred updates.
     """
 
-    def evaluate(
-        self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
-    ) -> tuple[Pass, Array, Array]:
-        """As `points`, and the loss of every row, (rows,), float64: Σ weights ∂F is the gradient of
-        its sum over ``batch.n``."""
-        raise NotImplementedError
-
-    def points(
-        self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
-    ) -> tuple[Pass, Array]:
-        return self.evaluate(model, params, carry, batch, rng)[:2]
-
     def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
         mean = namespace(x).zeros(1, np.float64)
         return super().start(model, params, x, rng) | {"loss/mean": mean}
-
-    def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
-        passed, weights, loss = self.evaluate(model, params, carry, batch, rng)
-        weights = weights.astype(batch.x.dtype, copy=False)
-        return self.summed(passed, weights, loss, batch)
-
-    def summed(self, passed: Pass, weights: Array, loss: Array, batch: Batch) -> Params:
-        """Sums of an update from what `evaluate` gives."""
-        return gathered(passed, weights, batch) | {"loss/mean": loss.sum() / batch.n}
 
     def apply(self, model: Any, params: Params, carry: Params, sums: Params, at: Moment) -> None:
         self.remember(carry, sums, "loss/mean", at)
@@ -308,6 +287,27 @@ class Objective(Contrast):
 
     def report(self, model: Any, params: Params, carry: Params, rng: Any) -> dict[str, Any]:
         return {"loss": carry["loss/mean"][0]}
+
+
+class PointLoss(Objective):
+    """A loss of the energies at some points; subclasses write `evaluate`."""
+
+    requires = (*Objective.requires, "free_energy_grad")
+
+    def evaluate(
+        self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
+    ) -> tuple[Pass, Array, Array]:
+        """The pass at the points, data rows first, their signed weights, and the loss of every row,
+        (rows,), float64: Σ weights ∂F is the gradient of its sum over ``batch.n``."""
+        raise NotImplementedError
+
+    def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
+        return self.summed(*self.evaluate(model, params, carry, batch, rng), batch)
+
+    def summed(self, passed: Pass, weights: Array, loss: Array, batch: Batch) -> Params:
+        """Sums of an update from what `evaluate` gives."""
+        weights = weights.astype(batch.x.dtype, copy=False)
+        return gathered(passed, weights, batch) | {"loss/mean": loss.sum() / batch.n}
 
 
 def gathered(passed: Pass, weights: Array, batch: Batch) -> Params:

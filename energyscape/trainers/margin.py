@@ -20,13 +20,13 @@ from energyscape.errors import CapabilityError
 from energyscape.losses import POOLINGS, Hinge, Loss
 from energyscape.optim import Optimizer
 from energyscape.registry import register
-from energyscape.trainers.base import Batch, Objective
+from energyscape.trainers.base import Batch, PointLoss
 from energyscape.trainers.negatives import BitFlips, GaussianJitter, Negatives
 from energyscape.verbs import Params, Pass, check_count, need
 
 
 @register
-class MarginLoss(Objective):
+class MarginLoss(PointLoss):
     """Gradient descent on a margin loss between rows and points beside them.
 
     Parameters
@@ -51,7 +51,6 @@ validation_fraction, callbacks
     learning.
     """
 
-    requires = (*Objective.requires, "free_energy_grad")
     domains = ("binary", "real")
     examples: ClassVar[dict[str, str]] = {"loss": "Hinge(2.0)"}
     needs_proper = True

@@ -23,7 +23,7 @@ from energyscape.kernels import sigmoid
 from energyscape.losses import Log
 from energyscape.optim import Moment, Optimizer
 from energyscape.registry import register
-from energyscape.trainers.base import Batch, Objective
+from energyscape.trainers.base import Batch, PointLoss
 from energyscape.trainers.margin import MarginLoss
 from energyscape.verbs import Param, Params, Pass, check_count
 
@@ -36,7 +36,7 @@ _SURE, _MOST_SURE = 1e-3, 0.99
 
 
 @register
-class NCE(Objective):
+class NCE(PointLoss):
     """Noise-contrastive estimation, which learns log Z with the parameters.
 
     Consistent, and the closer the noise is to the data, the better. Its noise is a Gaussian with
@@ -74,7 +74,6 @@ class NCE(Objective):
     models, with applications to natural image statistics. Equations 2-4.
     """
 
-    requires = (*Objective.requires, "free_energy_grad")
     domains = ("binary", "real")
     needs_proper = True
     needs_visible = True
@@ -139,7 +138,7 @@ class NCE(Objective):
     def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
         passed, weights, loss = self.evaluate(model, params, carry, batch, rng)
         share = 1.0 / (batch.n * (1 + self.noise_ratio))
-        sums = self.summed(passed, weights.astype(batch.x.dtype), loss, batch)
+        sums = self.summed(passed, weights, loss, batch)
         # ∂L/∂c is the sum of the signed weights, as c stands beside F.
         sums["log_z"] = weights.sum(keepdims=True)
         sums["nce/saturated"] = (abs(weights) * batch.n < _SURE).sum() * share

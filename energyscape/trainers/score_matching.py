@@ -29,7 +29,7 @@ from energyscape.backend import Array, namespace
 from energyscape.errors import CapabilityError
 from energyscape.optim import Optimizer
 from energyscape.registry import register
-from energyscape.trainers.base import Batch, Objective, mean_stats
+from energyscape.trainers.base import Batch, Objective, PointLoss, mean_stats
 from energyscape.verbs import Params, Pass, check_count, speaks
 
 _TINY = 1e-30
@@ -150,7 +150,7 @@ class ScoreMatching(_Scores):
 
 
 @register
-class SlicedScoreMatching(_Scores):
+class SlicedScoreMatching(_Scores, PointLoss):
     """Score matching of random slices, for any smooth energy, without second derivatives.
 
     Consistent up to the truncation of its differences, which is below the noise of a batch.
@@ -175,7 +175,7 @@ validation_fraction, callbacks
     models via finite-difference score matching.
     """
 
-    requires = (*Objective.requires, "free_energy_grad", "input_grad")
+    requires = (*PointLoss.requires, "input_grad")
     needs_smooth = True
 
     def __init__(
@@ -238,16 +238,16 @@ validation_fraction, callbacks
         many = xp.concatenate([x] * k)
         v = xp.where(rng.uniform(many.shape) < 0.5, x.dtype.type(-1), x.dtype.type(1))
         step = v * epsilon.astype(x.dtype)
-        points = [x, many + step, many - step]
+        points = [many + step, many - step]
         at_x = xp.zeros(rows, np.float64) + 2 / epsilon**2
         at_step = xp.zeros(rows * k, np.float64) - 1 / (k * epsilon**2)
-        weights = [at_x, at_step, at_step]
+        weights, at_rows = [at_x, at_step, at_step], model.forward(params, x)
         if self.variance_reduced:
-            g, length = _with_length(model.forward(params, x).input_grad())
+            g, length = _with_length(at_rows.input_grad())
             e = _unit_step(carry, x)
             points += [x + g * e.astype(x.dtype), x - g * e.astype(x.dtype)]
             weights += [0.5 * length / e, -0.5 * length / e]
-        passed = model.forward(params, xp.concatenate(points))
+        passed = at_rows.join(model.forward(params, xp.concatenate(points)))
         energy = passed.energy()
         up, down = energy[rows : rows * (1 + k)], energy[rows * (1 + k) : rows * (1 + 2 * k)]
         bent = (up + down).reshape(k, rows).mean(axis=0) - 2 * energy[:rows]
@@ -263,7 +263,7 @@ validation_fraction, callbacks
 
 
 @register
-class DenoisingScoreMatching(_Scores):
+class DenoisingScoreMatching(_Scores, PointLoss):
     """Denoising score matching, for any energy on reals: its slope leads from noise to the data.
 
     Consistent for the data with noise of deviation σ on them, which is what the model comes to be
@@ -289,7 +289,7 @@ class DenoisingScoreMatching(_Scores):
     Vincent, P. (2011). A connection between score matching and denoising autoencoders.
     """
 
-    requires = (*Objective.requires, "free_energy_grad", "input_grad")
+    requires = (*PointLoss.requires, "input_grad")
     default_rate = 0.1  # in units of σ² the loss is some ten times flatter than those in ℓ²
 
     def __init__(
