@@ -133,10 +133,36 @@ def picture(shown: dict[tuple[str, str], Any]) -> None:
     save_png(HERE.parent / "docs" / "images" / "patch_strategies.png", pixels)
 
 
+def gaussian(X: Any, T: Any, noisy: Any) -> dict[str, float]:
+    """Mean log-likelihoods by the moments of X, and of X with noise."""
+    import numpy as np
+    from scipy.stats import multivariate_normal
+
+    wide = X.astype(np.float64)
+    mean, covariance = wide.mean(axis=0), np.cov(wide.T)
+    plain = multivariate_normal(mean, covariance)
+    spread = multivariate_normal(mean, covariance + SIGMA**2 * np.eye(len(mean)))
+    return {"test": float(plain.logpdf(T).mean()), "noisy": float(spread.logpdf(noisy).mean())}
+
+
+def measured(kind: str, name: str, X: Any, T: Any, noisy: Any, white: Any) -> tuple[Any, Any]:
+    """What one fit comes to, and its longest features as images."""
+    import numpy as np
+
+    file = f"strategies_{kind}_{name}".replace(", ", "_").replace(" ", "_")
+    model, seconds = fitted(file, fresh(kind, name), X)
+    own: dict[str, Any] = {"seconds": seconds} | likelihood(model, T, noisy)
+    images = features(model, white)
+    images = images[np.argsort(-(images**2).sum(axis=(1, 2)))[:SHOWN]]
+    r2 = np.array([fit["r2"] for fit in gabors_of(images)])
+    own["gabors"] = float((r2 > 0.8).mean())
+    own["r2"] = [round(float(v), 3) for v in r2]
+    return own, images
+
+
 def main() -> None:
     chosen = options(__doc__, threads=1)
     import numpy as np
-    from scipy.stats import multivariate_normal
 
     warnings.simplefilter("ignore")
     whole = Clock()
@@ -144,43 +170,21 @@ def main() -> None:
     for rows in (X, T):
         rows /= np.sqrt((rows * rows).mean(axis=1, keepdims=True) + np.float32(0.1))
     noisy = T + SIGMA * np.random.default_rng(1).standard_normal(T.shape, np.float32)
-    wide = X.astype(np.float64)
-    normal = multivariate_normal(wide.mean(axis=0), np.cov(wide.T))
-    record: dict[str, Any] = {
-        "Gaussian": {key: float(normal.logpdf(x).mean()) for key, x in (("test", T),)}
-    }
-    spread = multivariate_normal(wide.mean(axis=0), np.cov(wide.T) + SIGMA**2 * np.eye(len(wide.T)))
-    record["Gaussian"]["noisy"] = float(spread.logpdf(noisy).mean())
+    record: dict[str, Any] = {"Gaussian": gaussian(X, T, noisy)}
     lines = [["Gaussian", "moments"]]
     lines[0] += [f"{record['Gaussian'][key]:.2f}" for key in ("test", "noisy")] + [""] * 3
     shown = {}
-    for kind in MODELS:
-        for name in STRATEGIES:
-            if (kind, name) not in RATES:
-                continue
-            file = f"strategies_{kind}_{name}".replace(", ", "_").replace(" ", "_")
-            model, seconds = fitted(file, fresh(kind, name), X)
-            own: dict[str, Any] = {"seconds": seconds} | likelihood(model, T, noisy)
-            images = features(model, white)
-            longest = np.argsort(-(images**2).sum(axis=(1, 2)))
-            shown[kind, name] = images[longest[:SHOWN]]
-            r2 = np.array([fit["r2"] for fit in gabors_of(shown[kind, name])])
-            own["gabors"] = float((r2 > 0.8).mean())
-            own["r2"] = [round(float(v), 3) for v in r2]
-            record[f"{kind}, {name}"] = own
-            low, high = own["interval"]
-            lines.append(
-                [
-                    kind,
-                    f"{name}, rate {RATES[kind, name]:g}",
-                    f"**{own['test']:.2f}** ({low:.2f} … {high:.2f})",
-                    f"{own['noisy']:.2f}",
-                    f"{own['ess']:.0f} of {CHAINS}",
-                    f"{100 * own['gabors']:.0f} %",
-                    f"{own['seconds']:.0f} s",
-                ]
-            )
-            print(lines[-1], flush=True)
+    for kind, name in ((kind, name) for kind in MODELS for name in STRATEGIES):
+        if (kind, name) not in RATES:
+            continue
+        own, shown[kind, name] = measured(kind, name, X, T, noisy, white)
+        record[f"{kind}, {name}"] = own
+        low, high = own["interval"]
+        lines.append([kind, f"{name}, rate {RATES[kind, name]:g}"])
+        lines[-1] += [f"**{own['test']:.2f}** ({low:.2f} … {high:.2f})", f"{own['noisy']:.2f}"]
+        lines[-1] += [f"{own['ess']:.0f} of {CHAINS}", f"{100 * own['gabors']:.0f} %"]
+        lines[-1] += [f"{own['seconds']:.0f} s"]
+        print(lines[-1], flush=True)
     picture(shown)
     header = ["", "strategy", "test rows", "with noise", "effective chains", "Gabors", "training"]
     text = [

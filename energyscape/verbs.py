@@ -194,6 +194,12 @@ class Pass:
         at_rows = self.grad(pulled) if grads else {}
         return xp.concatenate(differences, axis=1), {k: v + at_rows[k] for k, v in grads.items()}
 
+    def pseudo_log_likelihood(self) -> Array:
+        """Σ_d log p(x_d | the other entries) of every row of bits, shape (n,), float64."""
+        xp = namespace(self.x)
+        change, _ = self.flips(xp.arange(self.x[0].size))
+        return -xp.logaddexp(0.0, change).sum(axis=1)
+
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise ValueError unless ``value`` is an integer of at least ``least``."""

@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from energyscape.backend import Array, Purpose, namespace, on_device, stream, to_device, to_host
+from energyscape.backend import Array, Purpose, on_device, stream, to_device, to_host
 from energyscape.errors import CapabilityError
 from energyscape.samplers import AIS, Bridge, StudentT
 from energyscape.samplers.ais import exact_partition
@@ -170,10 +170,7 @@ def pseudo_likelihood(model: Any, X: Any) -> Measure | None:
         return None
 
     def of_rows(params: Params, x: Array) -> Array:
-        xp = namespace(x)
-        bits = xp.arange(x[0].size)
-        change, _ = model.forward(params, x).flips(bits)
-        return -xp.logaddexp(0.0, change).mean(axis=1)
+        return model.forward(params, x).pseudo_log_likelihood() / x[0].size
 
     return mean_of(to_host(model._map(X, of_rows)))
 

@@ -225,9 +225,4 @@ class RBM(BinaryVisible):
         -------
         array, shape (n,), float64, in nats
         """
-        return self._map(X, self._pseudo_log_likelihood)
-
-    def _pseudo_log_likelihood(self, params: Params, x: Array) -> Array:
-        xp = namespace(x)
-        change, _ = self.forward(params, x).flips(xp.arange(x.shape[1]))
-        return -xp.logaddexp(0.0, change).sum(axis=1)
+        return self._map(X, lambda params, x: self.forward(params, x).pseudo_log_likelihood())
