@@ -2,7 +2,7 @@
 
 import logging
 
-from energyscape import data, models, optim, samplers, trainers, training
+from energyscape import callbacks, data, models, optim, samplers, trainers
 from energyscape._version import __version__
 from energyscape.evaluation import check_model, compare, diagnose, find_learning_rate
 from energyscape.io import load, save
@@ -13,6 +13,7 @@ logging.getLogger("energyscape").addHandler(logging.NullHandler())
 
 __all__ = [
     "__version__",
+    "callbacks",
     "check_model",
     "compare",
     "data",
@@ -26,5 +27,4 @@ __all__ = [
     "save",
     "show_versions",
     "trainers",
-    "training",
 ]

@@ -19,6 +19,7 @@ import numpy as np
 
 import energyscape
 from energyscape.backend import to_host
+from energyscape.callbacks import Checkpoint, JsonLines, json_line
 from energyscape.cli_compare import add_arguments, run_compare
 from energyscape.data import binarize, threshold
 from energyscape.data.reading import Table, read_table
@@ -30,7 +31,6 @@ from energyscape.plotting import pool_members, save_curves, save_grid
 from energyscape.registry import registered, to_tree
 from energyscape.samplers import AIS
 from energyscape.trainers.base import Trainer
-from energyscape.training import Checkpoint, JsonLines, json_line
 from energyscape.verbs import speaks
 
 _log = logging.getLogger("energyscape")

@@ -19,6 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import energyscape
 from energyscape.backend import Purpose, stream, to_host
+from energyscape.callbacks import Checkpoint, EarlyStopping
 from energyscape.data import ZCA, Jitter, data_home, load_digits, load_mnist
 from energyscape.errors import CapabilityError, DivergenceError
 from energyscape.models import (
@@ -38,7 +39,6 @@ from energyscape.optim import SGD, Constant
 from energyscape.sources import Rows, StoredRows
 from energyscape.trainers import CD, PCD, Backpropagation, Denoising, Reconstruction
 from energyscape.trainers.base import Batch
-from energyscape.training import Checkpoint, EarlyStopping
 
 STEPS = {"trainer": Reconstruction(n_epochs=2, batch_size=20)}
 CHAINS = {"trainer": PCD(n_epochs=2, n_chains=10, batch_size=20)}

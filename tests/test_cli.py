@@ -21,12 +21,12 @@ from sklearn.pipeline import make_pipeline
 
 import energyscape
 from energyscape import cli
+from energyscape.callbacks import Checkpoint, EarlyStopping, JsonLines
 from energyscape.corruptions import Binarize
 from energyscape.data import load_digits
 from energyscape.models import RBM, GaussianRBM, PoT
 from energyscape.optim import SGD, LinearDecay
 from energyscape.trainers import CD, FPCD, PCD
-from energyscape.training import Checkpoint, EarlyStopping, JsonLines
 
 Image = pytest.importorskip("PIL.Image")  # absent where only the GPU tests run
 

@@ -26,6 +26,7 @@ from scipy.stats import norm
 import energyscape
 from energyscape import cli
 from energyscape.backend import Purpose, stream
+from energyscape.callbacks import EarlyStopping
 from energyscape.evaluation import metrics
 from energyscape.evaluation.comparison import Comparison
 from energyscape.evaluation.metrics import Measure
@@ -40,7 +41,6 @@ from energyscape.models import (
 )
 from energyscape.samplers import AIS
 from energyscape.trainers import CD, EM, PCD, ClosedForm, PseudoLikelihood
-from energyscape.training import EarlyStopping
 
 compare = energyscape.compare
 AWAY = 5  # standard errors

@@ -22,6 +22,7 @@ from streams import ReplayStream
 import energyscape
 from energyscape import training
 from energyscape.backend import Purpose, stream
+from energyscape.callbacks import Checkpoint, EarlyStopping
 from energyscape.errors import CapabilityError, DivergenceError
 from energyscape.evaluation.laws import generic_params
 from energyscape.models import RBM, GaussianRBM
@@ -31,7 +32,6 @@ from energyscape.models.pca import PCA
 from energyscape.optim import Moment
 from energyscape.trainers import EM, PCD, ClosedForm, MaximumLikelihood
 from energyscape.trainers.base import Batch
-from energyscape.training import Checkpoint, EarlyStopping
 from energyscape.verbs import speaks
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

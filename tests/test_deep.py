@@ -15,6 +15,7 @@ from streams import ReplayStream
 
 import energyscape
 from energyscape.backend import Purpose, stream, to_host
+from energyscape.callbacks import Checkpoint
 from energyscape.corruptions import GaussianNoise
 from energyscape.errors import DivergenceError
 from energyscape.evaluation.laws import check_model, generic_params
@@ -25,7 +26,6 @@ from energyscape.penalties import KL, Contractive, Hutchinson, KSparse, Student
 from energyscape.samplers import DenoisingChain
 from energyscape.trainers import Contraction, Denoising, Reconstruction, Sparsity
 from energyscape.trainers.base import Batch
-from energyscape.training import Checkpoint
 
 LAWS = [
     "energy_is_free_energy",

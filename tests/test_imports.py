@@ -22,14 +22,14 @@ PACKAGE = Path(energyscape.__file__).parent
 # From the bottom to the top. Those of one layer may import each other, but not in a circle.
 LAYERS = [
     "_version errors backend",
-    "registry",
+    "registry workers",
     "kernels io sources",
     "verbs",
     "activations pools",
     "layers convolution corruptions",
     "penalties losses embeddings optim",
     "solvers samplers",
-    "trainers training",
+    "trainers training callbacks",
     "models",
     "data evaluation plotting cli cli_compare distributed versions",
 ]
@@ -240,7 +240,7 @@ def test_only_what_is_there_to_print_does() -> None:
     found = {(m, name) for m, tree in TREES.items() for name in _printing(tree)}
     assert {pair for pair in found if pair[0] != "energyscape.cli"} == {
         ("energyscape.cli_compare", "run_compare"),
-        ("energyscape.training", "JsonLines"),
+        ("energyscape.callbacks", "JsonLines"),
         ("energyscape.versions", "show_versions"),
     }
 
@@ -269,7 +269,9 @@ def test_public_names_exist_and_have_docstrings(module: str) -> None:
         assert text and text.strip(), f"{module}.{name} has no docstring"
 
 
-@pytest.mark.parametrize("package", ["data", "models", "optim", "samplers", "trainers", "training"])
+@pytest.mark.parametrize(
+    "package", ["callbacks", "data", "models", "optim", "samplers", "trainers"]
+)
 def test_public_packages_say_what_is_public(package: str) -> None:
     assert package in energyscape.__all__
     assert importlib.import_module(f"energyscape.{package}").__all__

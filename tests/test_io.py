@@ -23,11 +23,11 @@ from sklearn.pipeline import make_pipeline
 
 import energyscape
 from energyscape import io, registry
+from energyscape.callbacks import Checkpoint
 from energyscape.errors import FileFormatError
 from energyscape.models import RBM
 from energyscape.optim import SGD, LinearDecay
 from energyscape.trainers import FPCD, PCD
-from energyscape.training import Checkpoint
 
 BITS = CASES[0].data.astype(np.float32)
 FORMATS = Path(__file__).parent / "formats"

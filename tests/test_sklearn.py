@@ -18,6 +18,7 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from energyscape.callbacks import Checkpoint
 from energyscape.errors import CapabilityError, DataRangeWarning
 from energyscape.models import (
     RBM,
@@ -30,7 +31,6 @@ from energyscape.models import (
 )
 from energyscape.samplers import AIS, Gibbs
 from energyscape.trainers import CD, FPCD, PCD
-from energyscape.training import Checkpoint
 
 BITS = CASES[0].data.astype(np.float32)
 SHORT = {"n_epochs": 2, "n_chains": 20}

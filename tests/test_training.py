@@ -19,11 +19,11 @@ import scipy.sparse
 from cases import CASES
 
 import energyscape
+from energyscape.callbacks import Checkpoint, EarlyStopping, JsonLines
 from energyscape.errors import DivergenceError
 from energyscape.models import RBM, GaussianRBM
 from energyscape.optim import SGD, Constant
 from energyscape.trainers import PCD
-from energyscape.training import Checkpoint, EarlyStopping, JsonLines
 
 BITS = CASES[0].data.astype(np.float32)
 
@@ -94,7 +94,7 @@ def test_checkpoint_resumes_after_a_kill(tmp_path: Path) -> None:
         import numpy as np, sys
         from energyscape.models import RBM
         from energyscape.trainers import PCD
-        from energyscape.training import Checkpoint
+        from energyscape.callbacks import Checkpoint
         X = np.load(sys.argv[1])
         trainer = PCD(n_epochs=1_000_000, batch_size=10, callbacks=[Checkpoint(sys.argv[2])])
         RBM(4, trainer=trainer, random_state=0).fit(X)
