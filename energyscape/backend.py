@@ -201,6 +201,7 @@ class Purpose(IntEnum):
     SPLIT = 7
     REPORT = 8
     DIAGNOSE = 9
+    APPLY = 10
 
 
 class Stream:
@@ -279,8 +280,9 @@ class HostStream(Stream):
     where NumPy's own take 7), as they do on the GPU; they reach to 5.8 standard deviations.
     """
 
-    def __init__(self, seed: int, purpose: int, step: int) -> None:
-        self._generator = np.random.Generator(np.random.SFC64([seed, int(purpose), step]))
+    def __init__(self, seed: int, purpose: int, step: int, part: int = 0) -> None:
+        address = [seed, int(purpose), step, *([part] if part else [])]
+        self._generator = np.random.Generator(np.random.SFC64(address))
 
     def uniform(self, shape: Any = None, dtype: Any = np.float32, out: Array = None) -> Array:
         return self._generator.random(shape, dtype=dtype, out=out)
@@ -325,11 +327,13 @@ class DeviceStream(Stream):
     """Counter-based Philox4x32-10 on the GPU (Salmon et al., 2011).
 
     The counter is (block of four elements, call within the stream, step, purpose) and the key is
-    the seed: numbers depend neither on the GPU's model nor on how work is split over threads.
+    the seed, below a worker's number: numbers depend neither on the GPU's model nor on how work is
+    split over threads.
     """
 
-    def __init__(self, seed: int, purpose: int, step: int) -> None:
-        self._address = np.uint64(seed), np.uint32(int(purpose)), np.uint32(step)
+    def __init__(self, seed: int, purpose: int, step: int, part: int = 0) -> None:
+        key = np.uint64((seed + (part << 32)) % (1 << 64))
+        self._address = key, np.uint32(int(purpose)), np.uint32(step)
         self._call = 0
 
     def uniform(self, shape: Any = None, dtype: Any = np.float32, out: Array = None) -> Array:
@@ -361,9 +365,19 @@ class DeviceStream(Stream):
         self._call += 1
 
 
-def stream(seed: int, purpose: Purpose, step: int = 0, device: str = "cpu") -> Any:
-    """The random stream at an address; equal addresses give equal numbers on a device type."""
-    return HostStream(seed, purpose, step) if device == "cpu" else DeviceStream(seed, purpose, step)
+def stream(seed: int, purpose: Purpose, step: int = 0, device: str = "cpu", part: int = 0) -> Any:
+    """The random stream at an address; equal addresses give equal numbers on a device type.
+
+    Parameters
+    ----------
+    seed, step : int >= 0, below 2**32
+    purpose : Purpose
+    device : str
+    part : int
+        Number of the worker, where several share a fit and each draws its own.
+    """
+    kind = HostStream if device == "cpu" else DeviceStream
+    return kind(seed, purpose, step, part)
 
 
 def draw_seed(random_state: Any) -> int:

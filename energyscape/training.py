@@ -20,9 +20,11 @@ from tqdm import tqdm
 from energyscape.backend import Array, Purpose, namespace, stream, to_device, to_host
 from energyscape.errors import DivergenceError
 from energyscape.optim import Moment
+from energyscape.sharing import Share, shared_rows, total_rows
 from energyscape.sources import Rows, rows_per_block
 from energyscape.trainers.base import Batch
 from energyscape.verbs import Params, speaks
+from energyscape.workers import ALONE, Workers
 
 _log = logging.getLogger("energyscape")
 # Rows that a pass over all of them takes at once; verbs cut them up further for the caches.
@@ -71,6 +73,8 @@ class Plan:
     span : int or None
         Epochs over which the learning rate is scheduled; None keeps it constant.
     verbose : bool
+    workers : Workers
+        Who shares the run.
     """
 
     seed: int
@@ -78,22 +82,33 @@ class Plan:
     until: int
     span: int | None
     verbose: bool = False
+    workers: Workers = ALONE
+
+    def stream(self, purpose: Purpose, step: int, device: str = "cpu") -> Any:
+        """Random numbers that are this worker's own."""
+        return stream(self.seed, purpose, step, device, self.workers.rank)
 
 
-def split(trainer: Any, rows: Rows, seed: int) -> tuple[Rows, Rows | None]:
-    """Rows to train on and, where the trainer asks for them, rows set apart; its settings settled
-    for that number."""
+def split(
+    trainer: Any, rows: Rows, seed: int, workers: Workers = ALONE
+) -> tuple[Rows, Rows | None, int]:
+    """Rows to train on and, where the trainer asks for them, rows set apart; the number of the
+    former over all workers, for which the trainer's settings are settled."""
     held_out = None
     if trainer.validation_fraction:
-        rows, held_out = rows.split(trainer.validation_fraction, stream(seed, Purpose.SPLIT, 2))
-    trainer.settle(len(rows))
-    return rows, held_out
+        order = stream(seed, Purpose.SPLIT, 2, part=workers.rank)
+        rows, held_out = rows.split(trainer.validation_fraction, order)
+    total = total_rows(workers, rows)
+    trainer.settle(total)
+    return rows, held_out, total
 
 
 def run(
     model: Any, trainer: Any, state: TrainState, rows: Rows, held_out: Rows | None, plan: Plan
 ) -> None:
     """Advance ``state`` in place to epoch ``plan.until``, or until a callback stops it.
+
+    With several workers ``rows`` are this one's, and all begin and end with the same state.
 
     Raises
     ------
@@ -105,16 +120,17 @@ def run(
         ``interrupted`` method are told.
     """
     ends = [c.stopped for c in trainer.callbacks if hasattr(c, "stopped")]
-    if plan.span is not None and any([stopped(state) for stopped in ends]):
+    share = Share(plan.workers, rows, trainer, plan.seed)
+    if plan.span is not None and share.decided(any([stopped(state) for stopped in ends])):
         return
     if plan.span is not None and trainer.converged(state.history):
         return
     rows = _with_targets(model, trainer, state, rows, plan)
     monitor = Monitor(model, trainer, state, rows, held_out, plan)
-    per_epoch = trainer.updates_per_epoch(len(rows))
+    share.enter(state)
     good = _snapshot(state)
     bar = tqdm(
-        total=(plan.until - state.epoch) * per_epoch,
+        total=(plan.until - state.epoch) * share.updates,
         desc=f"{type(model).__name__}/{type(trainer).__name__}",
         unit="batch",
         file=sys.stderr,
@@ -124,28 +140,35 @@ def run(
         try:
             while state.epoch < plan.until:
                 started = time.perf_counter()
-                finite = True
                 try:
-                    norm = _epoch(model, trainer, state, rows, plan, bar)
+                    norm = _epoch(model, trainer, state, rows, plan, share, bar)
                 except FloatingPointError:
-                    finite = False
+                    state.epoch += 1
+                    raise _diverged(model, trainer, state, good, _NOT_FINITE) from None
+                share.end_epoch(model, state)
                 state.epoch += 1
-                finite = finite and _finite(state)
-                lost = trainer.lost(model, state.carry) if finite else _NOT_FINITE
+                lost = trainer.lost(model, state.carry) if _finite(state) else _NOT_FINITE
+                info = dict[str, Any]()
+                if lost is None:
+                    try:
+                        info = monitor(state, norm, time.perf_counter() - started)
+                    except np.linalg.LinAlgError:
+                        lost = _SINGULAR
+                lost = share.agreed(lost)
                 if lost is not None:
                     raise _diverged(model, trainer, state, good, lost)
-                try:
-                    info = monitor(state, norm, time.perf_counter() - started)
-                except np.linalg.LinAlgError:
-                    raise _diverged(model, trainer, state, good, _SINGULAR) from None
+                info = share.mean_info(info)
                 _record(state.history, info)
                 good = _snapshot(state)
                 bar.set_postfix({k: f"{info[k]:.4g}" for k in monitor.shown if k in info})
-                # A list, not a generator: every callback hears of every epoch.
-                if any([callback(model, state, info) for callback in trainer.callbacks]):
+                with share.shown(state):
+                    # A list, not a generator: every callback hears of every epoch.
+                    stop = any([callback(model, state, info) for callback in trainer.callbacks])
+                if share.decided(stop):
                     break
                 if plan.span is not None and trainer.converged(state.history):
                     break
+            share.leave(state)
         except BaseException as error:
             _restore(state, good)
             for callback in trainer.callbacks:
@@ -170,32 +193,47 @@ def _with_targets(model: Any, trainer: Any, state: TrainState, rows: Rows, plan:
     return rows.labelled(np.concatenate([to_host(targets(part)) for part in rows.blocks(size)]))
 
 
-def _epoch(model: Any, trainer: Any, state: TrainState, rows: Rows, plan: Plan, bar: Any) -> Array:
+def _epoch(
+    model: Any,
+    trainer: Any,
+    state: TrainState,
+    rows: Rows,
+    plan: Plan,
+    share: Share,
+    bar: Any,
+) -> Array:
     """One pass over the rows; returns the norm of the last gradient, still on the device."""
     if trainer.every == "epoch":
-        return _whole_epoch(model, trainer, state, rows, plan, bar)
-    per_epoch = trainer.updates_per_epoch(len(rows))
-    end = None if plan.span is None else plan.span * per_epoch
+        return _whole_epoch(model, trainer, state, rows, plan, share, bar)
+    end = None if plan.span is None else plan.span * share.updates
     norm: Array = 0.0
-    order = stream(plan.seed, Purpose.ORDER, state.epoch)
-    for i, (raw, labels) in enumerate(rows.batches(trainer.batch_size, order)):
-        rng = stream(plan.seed, Purpose.COLLECT, state.step, plan.device)
+    order = plan.stream(Purpose.ORDER, state.epoch)
+    for i, (raw, labels) in enumerate(share.batches(rows, trainer.batch_size, order)):
+        rng = plan.stream(Purpose.COLLECT, state.step, plan.device)
         x = _prepared(trainer, raw, plan, state)
         progress = None if end is None else min(1.0, state.step / end)
         y = None if labels is None else to_device(labels, plan.device)
-        batch = Batch(x, len(x), y, progress)
-        sums = trainer.collect(model, state.params, state.carry, batch, rng)
-        if i == per_epoch - 1:
+        batch = share.batch(i, x, y, progress)
+        sums = share.summed(trainer.collect(model, state.params, state.carry, batch, rng))
+        if i == share.updates - 1:
             norm = _norm(sums)
-        at = Moment(state.epoch, state.step, progress, rng)
+        at = Moment(state.epoch, state.step, progress, share.rng(rng, state.step, plan.device))
         trainer.apply(model, state.params, state.carry, sums, at)
         state.step += 1
+        share.updated(model, state)
+        plan.workers.progress(state.epoch, state.step, len(x))
         bar.update()
     return norm
 
 
 def _whole_epoch(
-    model: Any, trainer: Any, state: TrainState, rows: Rows, plan: Plan, bar: Any
+    model: Any,
+    trainer: Any,
+    state: TrainState,
+    rows: Rows,
+    plan: Plan,
+    share: Share,
+    bar: Any,
 ) -> Array:
     """One update from the sums over all rows, read in their order by blocks."""
     sums: Params = {}
@@ -203,17 +241,20 @@ def _whole_epoch(
     count = -(-len(rows) // size)
     for i, raw in enumerate(rows.blocks(size)):
         address = state.epoch * count + i
-        rng = stream(plan.seed, Purpose.COLLECT, address, plan.device)
+        rng = plan.stream(Purpose.COLLECT, address, plan.device)
         x = _prepared(trainer, raw, plan, state, address)
-        part = trainer.collect(model, state.params, state.carry, Batch(x, len(rows)), rng)
+        part = trainer.collect(model, state.params, state.carry, Batch(x, share.total), rng)
         sums = part if not sums else {key: sums[key] + part[key] for key in sums}
+    sums = share.summed(sums)
     if not all([bool(namespace(v).isfinite(v).all()) for v in sums.values()]):
         raise FloatingPointError("sums over the rows are not finite")  # no solver takes them
     progress = None if plan.span is None else state.epoch / plan.span
-    rng = stream(plan.seed, Purpose.COLLECT, (state.epoch + 1) * count, plan.device)
+    mine = plan.stream(Purpose.COLLECT, (state.epoch + 1) * count, plan.device)
+    rng = share.rng(mine, state.step, plan.device)
     at = Moment(state.epoch, state.step, progress, rng)
     trainer.apply(model, state.params, state.carry, sums, at)
     state.step += 1
+    plan.workers.progress(state.epoch, state.step, len(rows))
     bar.update()
     return math.nan
 
@@ -225,7 +266,7 @@ def _prepared(
     if trainer.batch_transform is None:
         return x
     step = state.step if address is None else address
-    rng = stream(plan.seed, Purpose.TRANSFORM, step, plan.device)
+    rng = plan.stream(Purpose.TRANSFORM, step, plan.device)
     return trainer.batch_transform(x, rng)
 
 
@@ -246,10 +287,19 @@ def first_rows(
     transformed: bool = True,
 ) -> Array:
     """Up to ``n`` random training rows on the device, as the trainer would see them."""
-    x = _cast(to_device(rows.sample(n, stream(plan.seed, purpose)), plan.device), state)
+    x = _cast(to_device(rows.sample(n, plan.stream(purpose, 0)), plan.device), state)
     if trainer.batch_transform is None or not transformed:
         return x
-    return trainer.batch_transform(x, stream(plan.seed, purpose, 1, plan.device))
+    return trainer.batch_transform(x, plan.stream(purpose, 1, plan.device))
+
+
+def start_rows(trainer: Any, rows: Rows, plan: Plan) -> tuple[Array, int]:
+    """Random training rows to begin from, of all workers in proportion, and how many rows there are
+    in all."""
+    total = total_rows(plan.workers, rows)
+    n = -(-trainer.start_rows * len(rows) // total)
+    x = first_rows(trainer, rows, n, plan, Purpose.INIT)
+    return shared_rows(plan.workers, x), total
 
 
 class Monitor:
@@ -273,7 +323,7 @@ class Monitor:
     def _rows(self, rows: Rows, purpose: Purpose, state: TrainState) -> tuple[Array, Array]:
         """Rows with their labels, as the trainer would see them."""
         n, plan = min(self.trainer.monitor_rows, self.model.monitored_rows), self.plan
-        labels = rows.labels(rows.pick(n, stream(plan.seed, purpose)))
+        labels = rows.labels(rows.pick(n, plan.stream(purpose, 0)))
         x = first_rows(
             self.trainer, rows, n, plan, purpose, state, self.trainer.monitor_transformed
         )

@@ -29,7 +29,7 @@ LAYERS = [
     "layers convolution corruptions",
     "penalties losses embeddings optim",
     "solvers samplers",
-    "trainers training callbacks",
+    "trainers sharing training callbacks",
     "models",
     "data evaluation plotting cli cli_compare distributed versions",
 ]

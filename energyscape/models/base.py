@@ -40,6 +40,7 @@ from energyscape.samplers import Target
 from energyscape.sources import Rows, rows_per_block
 from energyscape.training import Plan, TrainState
 from energyscape.verbs import Params, Pass, check_count, check_nested, need, require
+from energyscape.workers import ALONE, Workers
 
 _log = logging.getLogger("energyscape")
 
@@ -148,15 +149,18 @@ class EnergyModel(
         self._warn(trainer)
         return self
 
-    def learn(self, trainer: Any, rows: Rows) -> None:
-        """`fit` by a validated trainer on checked rows, where seed and device are known."""
-        rows, held_out = training.split(trainer, rows, self.seed_)
-        self.check_rows(len(rows), rows.event_shape)
+    def learn(self, trainer: Any, rows: Rows, workers: Workers = ALONE) -> None:
+        """`fit` by a validated trainer on checked rows, where seed and device are known.
+
+        With several workers, who all call this, ``rows`` are this one's.
+        """
+        rows, held_out, total = training.split(trainer, rows, self.seed_, workers)
+        self.check_rows(total, rows.event_shape)
         best: Any = None
         for start in range(trainer.n_init):
-            self._begin(trainer, rows, start)
+            self._begin(trainer, rows, start, workers)
             try:
-                self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs)
+                self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs, workers)
             except BaseException:
                 self._keep(best, trainer)
                 raise
@@ -173,6 +177,10 @@ class EnergyModel(
         for callback in trainer.callbacks:
             if hasattr(callback, "interrupted"):
                 callback.interrupted(self, best)
+
+    def sharing_obstacle(self) -> str | None:
+        """Why workers cannot share a fit of this model, in words; None where they can."""
+        return None
 
     def complaint(self) -> str | None:
         """What a fit came to that its user should know, in words; None by default."""
@@ -226,19 +234,23 @@ class EnergyModel(
         """
         check_is_fitted(self)
         trainer, rows = self._prepare(X, y, reset=False)
-        rows, held_out = training.split(trainer, rows, self.seed_)
-        if len(rows) != self._state.n_rows:
+        self.go_on(trainer, rows)
+        self._warn(trainer)
+        return self
+
+    def go_on(self, trainer: Any, rows: Rows, workers: Workers = ALONE) -> None:
+        """`resume` by a validated trainer on checked rows; see `learn`."""
+        rows, held_out, total = training.split(trainer, rows, self.seed_, workers)
+        if total != self._state.n_rows:
             raise ValueError(
-                f"the interrupted run had {self._state.n_rows} training rows, X gives {len(rows)}; "
+                f"the interrupted run had {self._state.n_rows} training rows, X gives {total}; "
                 "resume needs the same X (partial_fit takes any)"
             )
         for key, now in io.environment(self._device).items():
             if self._environment.get(key) != now:
                 _log.warning("resume: %s was %s, is %s", key, self._environment.get(key), now)
         self._continue(trainer, rows)
-        self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs)
-        self._warn(trainer)
-        return self
+        self._run(trainer, rows, held_out, trainer.n_epochs, trainer.n_epochs, workers)
 
     def _warn(self, trainer: Any) -> None:
         """Say what the run and the fit came to, where ``fit`` was called."""
@@ -273,10 +285,10 @@ class EnergyModel(
         """Raise ValueError for constructor arguments that cannot be."""
         check_count("n_components", self.n_components)
 
-    def _begin(self, trainer: Any, rows: Rows, start: int = 0) -> None:
-        plan = Plan(self.seed_, self._device, 0, None)
+    def _begin(self, trainer: Any, rows: Rows, start: int = 0, workers: Workers = ALONE) -> None:
+        plan = Plan(self.seed_, self._device, 0, None, workers=workers)
         with on_device(self._device), np.errstate(over="ignore", invalid="ignore"):
-            x = training.first_rows(trainer, rows, trainer.start_rows, plan, Purpose.INIT)
+            x, total = training.start_rows(trainer, rows, plan)
             rng = stream(self.seed_, Purpose.INIT, 2 + start, self._device)
             try:
                 params = self.first_params(rows, x, rng)
@@ -289,7 +301,7 @@ class EnergyModel(
             carry = trainer.start(self, params, x, rng)
         self._home = device_of(rows.X)  # where fitted attributes and samples are handed out
         self._environment = io.environment(self._device)
-        self._state = TrainState(params, carry, n_rows=len(rows))
+        self._state = TrainState(params, carry, n_rows=total)
 
     def first_params(self, rows: Rows, x: Array, rng: Any) -> Params:
         """Where training on ``rows``, of which ``x`` are some, begins."""
@@ -313,11 +325,17 @@ class EnergyModel(
         self._state.carry |= {key: wanted[key] for key in trainer.settings(self)}
 
     def _run(
-        self, trainer: Any, rows: Rows, held_out: Rows | None, until: int, span: int | None
+        self,
+        trainer: Any,
+        rows: Rows,
+        held_out: Rows | None,
+        until: int,
+        span: int | None,
+        workers: Workers = ALONE,
     ) -> None:
         self.trainer_ = trainer
         self._forget()
-        plan = Plan(self.seed_, self._device, until, span, bool(self.verbose))
+        plan = Plan(self.seed_, self._device, until, span, bool(self.verbose), workers)
         try:
             with on_device(self._device):
                 training.run(self, trainer, self._state, rows, held_out, plan)

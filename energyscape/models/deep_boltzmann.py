@@ -191,6 +191,11 @@ class DeepBoltzmannMachine(BinaryVisible):
             self.take_up(params, self._pretrained(rows))
         return params
 
+    def sharing_obstacle(self) -> str | None:
+        if self.pretraining is None:
+            return None
+        return "its pretraining is a fit of its own; set pretraining=None"
+
     def _pretrained(self, rows: Rows) -> Params:
         """Parameters of an RBM of the first hidden layer, trained on the same rows."""
         rbm = RBM(

@@ -150,7 +150,7 @@ class LabelledModel(ParametersMixin, PersistenceMixin, ClassifierMixin, BaseEsti
         self._device, self._home = resolve_device(self.device, rows.X), device_of(rows.X)
         self._environment = io.environment(self._device)
         self._forget()
-        rows, held_out = training.split(trainer, rows, self.seed_)
+        rows, held_out, _ = training.split(trainer, rows, self.seed_)
         epochs = trainer.n_epochs
         plan = Plan(self.seed_, self._device, epochs, epochs, bool(self.verbose))
         with on_device(self._device):

@@ -179,6 +179,11 @@ class LISTA(EncodedModel):
         lam = float(params["lam"])
         return params | self.chosen_encoder().init(params["D"], lam, x)
 
+    def sharing_obstacle(self) -> str | None:
+        if self.dictionary is not None:
+            return None
+        return "it learns its dictionary first, by a fit of its own; give it one (dictionary=...)"
+
     # ------------------------------------------------------------ verbs
 
     def forward(self, params: Params, x: Array, beta: Any = 1.0, base: Any = None) -> GuessPass:

@@ -23,9 +23,11 @@ from energyscape.models.base import EnergyModel
 from energyscape.models.moments import leading_axes, mean_and_scatter, moment_sums, origin, signed
 from energyscape.registry import register
 from energyscape.samplers import HMC
+from energyscape.sharing import total_rows
 from energyscape.sources import Rows
 from energyscape.trainers import ClosedForm
 from energyscape.verbs import Param, Params, check_count
+from energyscape.workers import ALONE, Workers
 
 _LOG_2PI = math.log(2 * math.pi)
 _ROWS, _ROWS_OF_START = 2048, 500
@@ -136,11 +138,11 @@ class PCA(EnergyModel):
                 f"n_features)={most}"
             )
 
-    def _begin(self, trainer: Any, rows: Rows, start: int = 0) -> None:
+    def _begin(self, trainer: Any, rows: Rows, start: int = 0, workers: Workers = ALONE) -> None:
         if self.n_components is None:  # the rows shown say how many axes there are
-            most = min(len(rows), *rows.event_shape)
+            most = min(total_rows(workers, rows), *rows.event_shape)
             trainer.start_rows = max(trainer.start_rows, most)
-        super()._begin(trainer, rows, start)
+        super()._begin(trainer, rows, start, workers)
 
     def passes(self, params: Params) -> int:
         """One, or those that refine a random subspace."""

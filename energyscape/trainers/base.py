@@ -47,12 +47,15 @@ class Batch:
         Labels, where the rows came with them, or the trainer's `targets`.
     progress : float or None
         Finished fraction of the run; None where a run has no end.
+    chains : int or None
+        Persistent chains over all workers; None where those at hand are all of them.
     """
 
     x: Array
     n: int
     y: Array = None
     progress: float | None = None
+    chains: int | None = None
 
 
 class Trainer(BaseEstimator):
@@ -164,6 +167,10 @@ class Trainer(BaseEstimator):
 
     def complaint(self, history: dict[str, list[float]]) -> str | None:
         """What a run came to that its user should know, in words; None by default."""
+        return None
+
+    def sharing_obstacle(self) -> str | None:
+        """Why workers cannot share this strategy's updates, in words; None where they can."""
         return None
 
     def lost(self, model: Any, carry: Params) -> str | None:
@@ -324,7 +331,7 @@ def mean_stats(passed: Pass, n: int) -> Params:
     return sums
 
 
-def contrast_weights(x: Array, n: int, n_negative: int, rows: int) -> Array:
+def contrast_weights(x: Array, n: int, n_negative: float, rows: int) -> Array:
     """1/n for the first ``rows`` points (data), -1/n_negative for the rest."""
     xp = namespace(x)
     weights = xp.empty(len(x), x.dtype)

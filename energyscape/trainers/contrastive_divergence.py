@@ -175,13 +175,15 @@ class CD(_ChainContrast):
         self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
     ) -> tuple[Pass, Array]:
         rows = len(batch.x)
-        chains = rows if self.n_chains is None else self.n_chains
+        # Each worker has its share of the chains, and each chain the weight of those rows.
+        share = rows / batch.n
+        chains = rows if self.n_chains is None else max(1, round(self.n_chains * share))
         if not self._kernel(model).needs_sweep:
             return self._by_sampler(model, params, carry, batch, chains, rng)
         data = model.forward(params, batch.x)
         moved = data if chains == rows else _cycled(model, params, batch.x, chains)
         passed = data.join(self._swept(model, params, moved, rng))
-        return passed, contrast_weights(passed.x, batch.n, chains, rows)
+        return passed, contrast_weights(passed.x, batch.n, chains / share, rows)
 
     def moved(self, model: Any, params: Params, carry: Params, x: Array, rng: Any) -> Array:
         """Where a chain from every row of ``x`` is after ``n_steps``."""
@@ -209,7 +211,7 @@ class CD(_ChainContrast):
         moved = self._moved_by_sampler(model, params, carry, _in_turn(batch.x, n), rng)
         data = _completed(model, params, batch.x)
         passed = model.forward(params, namespace(data).concatenate([data, moved]))
-        return passed, contrast_weights(passed.x, batch.n, n, len(data))
+        return passed, contrast_weights(passed.x, batch.n, n * batch.n / len(data), len(data))
 
     def _moved_by_sampler(
         self, model: Any, params: Params, carry: Params, x: Array, rng: Any
@@ -261,7 +263,7 @@ validation_fraction, callbacks
         passed = model.forward(params, xp.concatenate([x, v]))
         if "chain/h" in carry:
             carry["chain/h"] = passed[rows:].sample_hidden(rng)
-        return passed, contrast_weights(passed.x, batch.n, len(v), rows)
+        return passed, contrast_weights(passed.x, batch.n, batch.chains or len(v), rows)
 
     def _move(self, model: Any, params: Params, carry: Params, rng: Any) -> Array:
         """The chains' visible states after ``n_steps``; a last h comes with the gradient."""
@@ -372,7 +374,7 @@ batch_transform, validation_fraction, callbacks
         rows, xp = len(x), namespace(x)
         # The gradient is that of F at the points, under the model's own parameters.
         passed = model.forward(params, xp.concatenate([x, v]))
-        return passed, contrast_weights(passed.x, batch.n, len(v), rows)
+        return passed, contrast_weights(passed.x, batch.n, batch.chains or len(v), rows)
 
     def _descend(self, model: Any, moved: Params, carry: Params, sums: Params, at: Moment) -> None:
         shares = self.resolved_optimizer().shares(model.param_specs(), at)

@@ -111,6 +111,9 @@ class EmbeddingLoss(Trainer):
                 f"compares pairs with each other; got {self.batch_size}"
             )
 
+    def sharing_obstacle(self) -> str | None:
+        return "its losses compare the pairs of a batch with each other, and are no sum over them"
+
     def collect(self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any) -> Params:
         passes, u, v = _both(model, params, batch.x)
         loss, xp = self.chosen_loss(), namespace(u)
