@@ -110,25 +110,15 @@ class Share:
 
     def _average(self, model: Any, state: Any) -> None:
         self._since = 0
-        self._mean_of(_own(state.carry, "sampler/") | _common(state.carry))
+        state.carry |= self._means(_own(state.carry, "sampler/") | _common(state.carry))
         moved = model.coordinates(state.params)
-        found = self._means({f"params/{key}": value for key, value in _floats(moved).items()})
-        moved |= {key.removeprefix("params/"): value for key, value in found.items()}
-        model.set_coordinates(state.params, moved)
+        model.set_coordinates(state.params, moved | self._means(moved))
 
     def _means(self, arrays: Params) -> Params:
-        """Means over the workers, weighted by their rows; new arrays."""
+        """Means of the floating arrays over the workers, weighted by their rows; new arrays."""
         share = self.counts[self.workers.rank] / self.total
-        parts = {key: value * value.dtype.type(share) for key, value in arrays.items()}
-        return add_up(self.workers, parts)
-
-    def _mean_of(self, arrays: Params) -> None:
-        """Put `_means` into floating arrays, in place."""
-        found = _floats(arrays)
-        if not found:
-            return
-        for key, value in self._means(found).items():
-            arrays[key][...] = value
+        parts = {k: v * v.dtype.type(share) for k, v in arrays.items() if v.dtype.kind == "f"}
+        return add_up(self.workers, parts) if parts else {}
 
     def end_epoch(self, model: Any, state: Any) -> None:
         """Put together what each did by itself since they last met."""
@@ -137,7 +127,7 @@ class Share:
         if self.local and self._since:
             self._average(model, state)
         elif not self.local:
-            self._mean_of(_own(state.carry, "sampler/"))
+            state.carry |= self._means(_own(state.carry, "sampler/"))
 
     def agreed(self, complaint: str | None) -> str | None:
         """What any worker has to complain of."""
@@ -163,14 +153,8 @@ class Share:
         """From a whole state to this worker's: worker 0's numbers, and a part of the chains."""
         if self.workers.size == 1:
             return
-        first = self.workers.rank == 0
-        for arrays in (state.params, _common(state.carry) | _own(state.carry, "sampler/")):
-            floats = _floats(arrays)
-            if not floats:
-                continue
-            mine = {k: v if first else namespace(v).zeros_like(v) for k, v in floats.items()}
-            for key, value in add_up(self.workers, mine).items():
-                floats[key][...] = value
+        state.params |= self._of_first(state.params)
+        state.carry |= self._of_first(_own(state.carry, "sampler/") | _common(state.carry))
         chains = _own(state.carry, "chain/")
         if not chains:
             return
@@ -182,6 +166,13 @@ class Share:
             )
         part = split_evenly(self.chains, self.workers.size, self.workers.rank)
         state.carry |= {key: value[part].copy() for key, value in chains.items()}
+
+    def _of_first(self, arrays: Params) -> Params:
+        """Worker 0's floating arrays."""
+        found = {k: v for k, v in arrays.items() if v.dtype.kind == "f"}
+        if self.workers.rank:
+            found = {key: namespace(value).zeros_like(value) for key, value in found.items()}
+        return add_up(self.workers, found) if found else {}
 
     def leave(self, state: Any) -> None:
         """Back to a whole state: everyone's chains."""
@@ -214,10 +205,6 @@ def _own(carry: Params, prefix: str) -> Params:
 def _common(carry: Params) -> Params:
     """What is the same for everyone who makes the same updates."""
     return {k: v for k, v in carry.items() if not k.startswith(("chain/", "sampler/"))}
-
-
-def _floats(arrays: Params) -> Params:
-    return {key: value for key, value in arrays.items() if value.dtype.kind == "f"}
 
 
 def _cut(rows: Rows, sizes: list[int], order: Any) -> Iterator[tuple[Array, np.ndarray | None]]:

@@ -127,6 +127,8 @@ class KL(Penalty):
     Ng, A. (2011). Sparse autoencoder (CS294A lecture notes), section 3.
     """
 
+    compares_rows = True
+
     def __init__(self, target: float = 0.05, strength: float = 0.1) -> None:
         self.target = target
         self.strength = strength
@@ -225,6 +227,8 @@ class Lifetime(BaseEstimator):
     ----------
     Makhzani, A., Frey, B. (2015). Winner-take-all autoencoders.
     """
+
+    compares_rows = True
 
     def __init__(self, fraction: float = 0.05) -> None:
         self.fraction = fraction

@@ -173,6 +173,10 @@ class Trainer(BaseEstimator):
         """Why workers cannot share this strategy's updates, in words; None where they can."""
         return None
 
+    def sharing_note(self) -> str | None:
+        """What is not the same when workers share an update, in words; None where all is."""
+        return None
+
     def lost(self, model: Any, carry: Params) -> str | None:
         """What the model has come to that a run cannot go on from, though all numbers are finite,
         in words; asked after every epoch."""

@@ -143,6 +143,12 @@ class Reconstruction(Trainer):
         extras = self._extras(up, terms, len(seen) / batch.n, rng)
         return model.backward(up, down, da, extras)[0] | sums, down[-1]
 
+    def sharing_note(self) -> str | None:
+        found = [type(p).__name__ for p in self.all_penalties() if hasattr(p, "compares_rows")]
+        if not found:
+            return None
+        return f"{', '.join(found)} compares the rows of a batch: each worker's, with each other"
+
     def _residuals(self, params: Params, slope: Array, n: int) -> Params:
         if "residual" not in params:
             return {}
