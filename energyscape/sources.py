@@ -131,6 +131,21 @@ class Rows:
         for lo in range(0, len(self), size):
             yield self.take(slice(lo, min(lo + size, len(self))))
 
+    def part(self, lo: int, hi: int) -> Rows:
+        """Rows ``lo`` … ``hi - 1`` with their labels, as a view.
+
+        Raises
+        ------
+        ValueError
+            Unless 0 ≤ lo ≤ hi ≤ the number of rows.
+        """
+        _check_part(lo, hi, len(self))
+        if self.index is None and not scipy.sparse.issparse(self.X):
+            y = None if self.y is None else self.y[lo:hi]
+            return Rows(self.X[lo:hi], None, y, self.event_shape)
+        index = np.arange(lo, hi) if self.index is None else self.index[lo:hi]
+        return Rows(self.X, index, self.y, self.event_shape)
+
     def split(self, fraction: float, rng: Any) -> tuple[Rows, Rows]:
         """Random rows set apart: (the rest, ``fraction`` of them), by index, without a copy."""
         order = rng.permutation(len(self))
@@ -210,19 +225,25 @@ class StoredRows(Rows):
         if len(left):
             yield left, self.labels(left_ids)
 
+    def part(self, lo: int, hi: int) -> Rows:
+        _check_part(lo, hi, len(self))
+        return StoredRows(self.X, self.lo + lo, self.lo + hi, self.y, self.event_shape)
+
     def split(self, fraction: float, rng: Any) -> tuple[Rows, Rows]:
         """The last rows set apart, so that reading stays sequential."""
-        cut = self.hi - _count_held_out(len(self), fraction)
-        return (
-            StoredRows(self.X, self.lo, cut, self.y, self.event_shape),
-            StoredRows(self.X, cut, self.hi, self.y, self.event_shape),
-        )
+        cut = len(self) - _count_held_out(len(self), fraction)
+        return self.part(0, cut), self.part(cut, len(self))
 
 
 def open_rows(X: Any, event_shape: tuple[int, ...] | None = None) -> Rows:
     """Rows of whatever holds them: an array in memory, CSR, a memory map or an HDF5 dataset."""
     kind = StoredRows if is_stored(X) else Rows
     return kind(X, event_shape=event_shape)
+
+
+def _check_part(lo: int, hi: int, n: int) -> None:
+    if not 0 <= lo <= hi <= n:
+        raise ValueError(f"rows {lo} … {hi - 1} are not among the {n} there are")
 
 
 def _count_held_out(n: int, fraction: float) -> int:
