@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -158,6 +159,30 @@ def _cupy() -> Any:
 
 def _index(device: str) -> int:
     return int(device.partition(":")[2] or 0)
+
+
+def nccl() -> Any:
+    """CuPy's module for sums between GPUs.
+
+    Raises
+    ------
+    DeviceError
+        If NCCL, which CuPy's wheels do not bring along, is not there.
+    """
+    try:
+        with warnings.catch_warnings():  # CuPy warns of a missing library; the error says more
+            warnings.simplefilter("ignore")
+            from cupy.cuda import nccl
+        found = nccl.available
+    except ImportError:
+        found = False
+    if not found:
+        raise DeviceError(
+            "sums between GPUs need CuPy and NCCL, which cannot be loaded; pip install "
+            "nvidia-nccl-cu12 (or nvidia-nccl-cu13, as the CUDA of your CuPy), or let the workers "
+            "add up over sockets, which is slower"
+        )
+    return nccl
 
 
 # ---------------------------------------------------------------- CUDA kernels

@@ -9,6 +9,7 @@ __all__ = [
     "FileFormatError",
     "SamplerWarning",
     "UnnormalizedScoreWarning",
+    "WorkerLostError",
 ]
 
 
@@ -31,6 +32,16 @@ class FileFormatError(EnergyscapeError, ValueError):
 
 class DeviceError(EnergyscapeError, RuntimeError):
     """A device was asked for that cannot be used; the message says why."""
+
+
+class WorkerLostError(EnergyscapeError, ConnectionError):
+    """A process that shares a fit is gone or silent.
+
+    ``rank`` is its number among the workers (None where this process itself has hung up); the
+    message says where it ran and how it was missed.
+    """
+
+    rank: int | None = None
 
 
 class DataRangeWarning(UserWarning):
