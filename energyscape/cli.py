@@ -20,6 +20,7 @@ import numpy as np
 import energyscape
 from energyscape.backend import to_host
 from energyscape.callbacks import Checkpoint, JsonLines, json_line
+from energyscape.cli_cluster import add_cluster_arguments, train_on_cluster
 from energyscape.cli_compare import add_arguments, run_compare
 from energyscape.data import binarize, threshold
 from energyscape.data.reading import Table, read_table
@@ -200,11 +201,15 @@ def train(options: argparse.Namespace) -> None:
         model = _requested(options)
     X = _points(options, model, table)
     model.image_shape_ = _rows_shape(options, model, table)
-    fit = model.resume if hasattr(model, "seed_") else model.fit
-    checkpoint = Checkpoint(out, every=options.checkpoint_every)
+    resumes = hasattr(model, "seed_")
+    checkpoint = Checkpoint(out.resolve(), every=options.checkpoint_every)
     own = list(model.trainer.callbacks)
-    model.trainer.set_params(callbacks=[*own, JsonLines("-"), checkpoint])
-    fit(X)
+    if options.cluster:
+        model.trainer.set_params(callbacks=[*own, checkpoint])
+        train_on_cluster(options, model, X, resumes)
+    else:
+        model.trainer.set_params(callbacks=[*own, JsonLines("-"), checkpoint])
+        (model.resume if resumes else model.fit)(X)
     for trainer in (model.trainer, model.trainer_):
         trainer.set_params(callbacks=own)
     model.save(out)
@@ -250,8 +255,8 @@ def _stored(options: argparse.Namespace, path: Path) -> Any:
             raise UsageError(f"{path} has {name}={found[name]}, not {value}; train anew without it")
     trainer = model.trainer_
     own = list(trainer.callbacks)
-    if [type(c) for c in own[-2:]] == [JsonLines, Checkpoint] and own[-2].path == "-":
-        own = own[:-2]  # those that train had added
+    if own and isinstance(own[-1], Checkpoint):  # those that train had added
+        own = own[:-2] if isinstance(own[-2:][0], JsonLines) and own[-2].path == "-" else own[:-1]
     trainer = _configured(trainer.set_params(callbacks=own), _settings(options.t, "-t"))
     return model.set_params(trainer=trainer, device=options.device, verbose=int(not options.quiet))
 
@@ -453,6 +458,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="go on from FILE.h5 if it is there")
     sub.add_argument("--checkpoint-every", type=_count, default=1, metavar="EPOCHS")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_cluster_arguments(sub, _count)
 
     sub = command("sample", sample, model=True)
     sub.add_argument("-n", type=_count, default=64)

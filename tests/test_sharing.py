@@ -84,14 +84,16 @@ def test_a_mean_over_own_chains_alone_is_caught() -> None:
 # ---------------------------------------------------------------- whole runs
 
 
-def _learned(model: Any, X: np.ndarray, workers: Workers, own_rows: bool = True) -> Any:
+def _learned(
+    model: Any, X: np.ndarray, workers: Workers, own_rows: bool = True, seed: int = 7
+) -> Any:
     """``model`` fitted by one of ``workers`` on its part of ``X``."""
     model = clone(model)
     trainer, rows = model._prepare(X, None, reset=True)
     if own_rows:
         part = split_evenly(len(X), workers.size, workers.rank)
         trainer, rows = model._prepare(X[part], None, reset=True)
-    model.seed_, model._device = 7, "cpu"
+    model.seed_, model._device = seed, "cpu"
     if workers.rank:
         trainer.set_params(callbacks=())
     model.learn(trainer, rows, workers)

@@ -117,7 +117,7 @@ def around(parts: list[np.ndarray]) -> np.ndarray:
     """What large buffers become: chunk c summed in the order c, c + 1, …, c - 1."""
     size, out = len(parts), np.empty_like(parts[0])
     for c in range(size):
-        chunk = slice(*split_evenly(len(out), size, c))
+        chunk = split_evenly(len(out), size, c)
         total = parts[c][chunk].copy()
         for k in range(1, size):
             total += parts[(c + k) % size][chunk]

@@ -1,1 +1,5 @@
-"""Fits that several processes share: who they are, how they add up, where they run."""
+"""A fit that several processes or machines share, on a cluster of Dask."""
+
+from energyscape.distributed.cluster import fit, resume
+
+__all__ = ["fit", "resume"]

@@ -19,6 +19,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 _log = logging.getLogger("energyscape")
 
@@ -48,6 +49,10 @@ class Peer:
 
     def __str__(self) -> str:
         return f"worker {self.rank} at {self.address[0]}:{self.address[1]}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Errors travel with what they come from; connections stay.
+        return vars(self) | {"outgoing": None, "incoming": None}
 
     def close(self) -> None:
         for line in (self.outgoing, self.incoming):

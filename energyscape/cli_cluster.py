@@ -1,0 +1,65 @@
+"""``energyscape train --cluster``: the same training by the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from energyscape import distributed
+
+_ON_DISK = (".h5", ".hdf5", ".npy")
+
+
+def add_cluster_arguments(parser: argparse.ArgumentParser, count: Any) -> None:
+    """Options of ``train``; ``count`` is the type of numbers of at least 1."""
+    parser.add_argument(
+        "--cluster",
+        metavar="WHERE",
+        help="train on the workers of a Dask cluster: a number of processes to start here, the "
+        "address of a scheduler, or its scheduler file",
+    )
+    parser.add_argument(
+        "--sync-every",
+        type=count,
+        default=1,
+        metavar="UPDATES",
+        help="of each worker by itself before their parameters are averaged; 1 adds up gradients",
+    )
+
+
+def train_on_cluster(options: argparse.Namespace, model: Any, X: Any, resumes: bool) -> None:
+    """Fit ``model`` to DATA; files are read by the workers, where they see them under that name."""
+    data, name = X, str(options.data).rpartition(":")[0] or options.data
+    if Path(name).suffix in _ON_DISK and not options.binarize and len(X.shape) == 2:
+        data = [str(Path(name).resolve()) + str(options.data)[len(name) :]]
+    train = distributed.resume if resumes else distributed.fit
+    with _client(options.cluster) as client:
+        train(model, data, client, sync_every=options.sync_every)
+
+
+@contextlib.contextmanager
+def _client(where: str) -> Iterator[Any]:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ImportError("--cluster needs Dask: pip install 'energyscape[dask]'") from error
+    if where.isdecimal() and int(where) > 0:
+        cluster = LocalCluster(
+            n_workers=int(where), threads_per_worker=1, dashboard_address=None, memory_limit=0
+        )
+        with cluster, Client(cluster) as client:
+            yield client
+    elif "://" in where or ":" in where:
+        with Client(where) as client:
+            yield client
+    elif Path(where).is_file():
+        with Client(scheduler_file=where) as client:
+            yield client
+    else:
+        raise ValueError(
+            f"--cluster takes a number of processes, the address of a scheduler "
+            f"(tcp://host:8786) or its scheduler file; {where!r} is none of them"
+        )

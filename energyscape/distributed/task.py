@@ -1,0 +1,180 @@
+"""What runs on a worker: one long task that trains on its rows and speaks with the others."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from energyscape.backend import namespace, resolve_device
+from energyscape.data.reading import read_table
+from energyscape.distributed.meeting import listen
+from energyscape.distributed.nccl import NcclWorkers
+from energyscape.distributed.sockets import SocketWorkers
+from energyscape.distributed.spread import Part
+from energyscape.errors import WorkerLostError
+from energyscape.models.inputs import range_complaint
+from energyscape.sources import Rows, is_stored
+from energyscape.workers import Workers, first_word
+
+_REPORTS_EVERY = 0.5  # seconds
+
+# Doors that are open for a fit, and whoever takes part in one, by its name.
+_DOORS: dict[str, socket.socket] = {}
+_PRESENT: dict[str, Workers] = {}
+
+
+@dataclass
+class Order:
+    """What all workers of a fit are told.
+
+    Attributes
+    ----------
+    name : str
+        Of the fit.
+    addresses : list of (host, port)
+        Where each listens, in the order of ranks.
+    token : bytes
+        What they know each other by.
+    sync_every : int
+    timeout : float
+        Seconds.
+    resumes : bool
+        Whether the model goes on where it was.
+    """
+
+    name: str
+    addresses: list[tuple[str, int]]
+    token: bytes
+    sync_every: int
+    timeout: float
+    resumes: bool
+
+
+def open_door(name: str, dask_worker: Any = None) -> tuple[str, int]:
+    """Listen where other workers reach this one; its host and port."""
+    host = dask_worker.address.rpartition("://")[2].rpartition(":")[0].strip("[]")
+    _DOORS[name], port = listen(host)
+    return host, port
+
+
+def hang_up(name: str) -> None:
+    """End this worker's part in a fit, wherever it is."""
+    door, present = _DOORS.pop(name, None), _PRESENT.pop(name, None)
+    if door is not None:
+        door.close()
+    if present is not None:
+        present.close()
+
+
+class _Reporter:
+    """Tells the client how far this worker is, twice a second and at the end of an epoch."""
+
+    def __init__(self, worker: Any, topic: str, rank: int) -> None:
+        self.worker, self.topic, self.rank = worker, topic, rank
+        self.rows, self.epoch, self.told = 0, -1, 0.0
+
+    def __call__(self, epoch: int, step: int, rows: int) -> None:
+        self.rows += rows
+        now = time.monotonic()
+        if epoch == self.epoch and now - self.told < _REPORTS_EVERY:
+            return
+        self.epoch, self.told = epoch, now
+        report = {"rank": self.rank, "epoch": epoch, "step": step, "rows": self.rows}
+        self.worker.log_event(self.topic, report)
+
+
+def train(model: Any, pieces: list[Any], part: Part, rank: int, order: Order) -> Any:
+    """Train ``model`` together with the others.
+
+    Parameters
+    ----------
+    model : EnergyModel
+        With its seed; fitted so far where the order says that it resumes.
+    pieces : list
+        Of ``part``, with arrays in place of futures.
+    part : Part
+    rank : int
+    order : Order
+
+    Returns
+    -------
+    (model, complaint) from worker 0, None from the others
+    """
+    from distributed import get_worker
+
+    here = get_worker()
+    with _present(order, rank) as sockets, threadpool_limits(here.state.nthreads):
+        if isinstance(pieces[0], str):
+            pieces = [read_table(name).X for name in pieces]
+        X = pieces[0] if len(pieces) == 1 else _joined(pieces)
+        device = resolve_device(model.device, X)
+        workers = sockets if device == "cpu" else NcclWorkers(sockets, device)
+        _PRESENT[order.name] = workers
+        workers.progress = _Reporter(here, order.name, rank)  # type: ignore[method-assign]
+        complaint = _learn(model, X, part, workers, order.resumes)
+        return (model, complaint) if rank == 0 else None
+
+
+def _joined(pieces: list[Any]) -> Any:
+    """Arrays in memory one after the other; what is on disk stays apart."""
+    if is_stored(pieces[0]):
+        return pieces
+    return namespace(pieces[0]).concatenate(pieces)
+
+
+@contextlib.contextmanager
+def _present(order: Order, rank: int) -> Iterator[SocketWorkers]:
+    """Sockets to all others; closed at the end, which tells them if that comes early."""
+    door = _DOORS.pop(order.name, None)
+    if door is None:
+        raise WorkerLostError("this worker was started anew after the fit began")
+    sockets = SocketWorkers(
+        rank, order.addresses, order.token, door, order.sync_every, order.timeout
+    )
+    _PRESENT[order.name] = sockets
+    try:
+        yield sockets
+    finally:
+        _PRESENT.pop(order.name, sockets).close()
+
+
+def _learn(model: Any, X: Any, part: Part, workers: Workers, resumes: bool) -> str | None:
+    """A model's `fit` or `resume` where ``X`` are one worker's rows; what to warn of."""
+    verbose, model.verbose = model.verbose, 0  # the client shows how far all are
+    trainer, rows = model._prepare(X, None, reset=not resumes)
+    callbacks = trainer.callbacks
+    if workers.rank:
+        trainer.set_params(callbacks=())
+    if part.lo is not None:
+        rows = rows.part(part.lo, part.hi)
+    _compare_rows(rows, workers)
+    complaint = first_word(workers, range_complaint(model, rows.X))
+    if resumes:
+        model._settle(rows.X)
+        model.go_on(trainer, rows, workers)
+    else:
+        model._device = resolve_device(model.device, rows.X)
+        model.learn(trainer, rows, workers)
+    trainer.set_params(callbacks=callbacks)
+    model.verbose = verbose
+    return complaint
+
+
+def _compare_rows(rows: Rows, workers: Workers) -> None:
+    """Raise where workers have rows of unequal shape or dtype."""
+    what = f"{rows.event_shape} of {np.dtype(rows.dtype)}"
+    everyone = workers.gather(np.frombuffer(what.encode(), np.uint8))
+    for rank, words in enumerate(everyone):
+        other = bytes(words).decode()
+        if other != bytes(everyone[0]).decode():
+            raise ValueError(
+                f"worker {rank} has rows {other}, worker 0 has {bytes(everyone[0]).decode()}: all "
+                "must have the same columns and dtype"
+            )
