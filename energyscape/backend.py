@@ -16,7 +16,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -57,6 +57,28 @@ def to_device(x: Array, device: str) -> Array:
         return x
     with on_device(device):
         return cupy.asarray(x)
+
+
+def empty_for_copies(shape: tuple[int, ...], dtype: Any, device: str) -> np.ndarray:
+    """Memory on the host, page-locked where it is to be copied to a GPU, so that `send` need not
+    wait."""
+    if device == "cpu":
+        return np.empty(shape, dtype)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    with on_device(device):
+        # At least a byte: an array over no memory at all cannot be made.
+        memory = _cupy().cuda.alloc_pinned_memory(max(1, size))
+    return np.ndarray(shape, dtype, memory)
+
+
+def send(x: np.ndarray, device: str) -> tuple[Array, Callable[[], None]]:
+    """A copy of page-locked ``x`` on a GPU that is under way, and what waits for its arrival:
+    before that, ``x`` must not change."""
+    with on_device(device):
+        copy = _cupy().asarray(x)
+        arrival = _cupy().cuda.Event(disable_timing=True)
+        arrival.record()
+    return copy, arrival.synchronize
 
 
 def device_of(x: Array) -> str:

@@ -30,9 +30,42 @@ _FROM_HOST = {"array", "asarray", "ascontiguousarray"}
 
 
 class Counter:
-    """Host synchronisations so far."""
+    """Host synchronisations so far, and bytes that were page-locked."""
 
     syncs = 0
+    pinned = 0
+
+
+class _Pinned(bytearray):
+    """Page-locked memory: copies from it are under way until an event after them has passed."""
+
+
+def _alloc_pinned_memory(size: int) -> _Pinned:
+    Counter.pinned += size
+    return _Pinned(size)
+
+
+_under_way: dict[int, ndarray] = {}
+
+
+def _is_pinned(x: Any) -> bool:
+    while isinstance(x, np.ndarray):
+        x = x.base
+    return isinstance(x, _Pinned)
+
+
+class _Event:
+    def __init__(self, disable_timing: bool = False) -> None:
+        self._before: list[ndarray] = []
+
+    def record(self) -> None:
+        self._before = list(_under_way.values())
+
+    def synchronize(self) -> None:
+        """The copies arrive now, whatever was written to their sources since."""
+        for array in self._before:
+            if _under_way.pop(id(array), None) is not None:
+                array._host = array._host.copy()
 
 
 def _sync() -> None:
@@ -232,7 +265,11 @@ def module() -> types.ModuleType:
         getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"stand-in"}
     )
     fake.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
-        is_available=lambda: True, runtime=runtime, Device=_Device
+        is_available=lambda: True,
+        runtime=runtime,
+        Device=_Device,
+        Event=_Event,
+        alloc_pinned_memory=_alloc_pinned_memory,
     )
     for name in FUNCTIONS:
         setattr(fake, name, _function(name))
@@ -252,6 +289,10 @@ def _function(name: str, module: Any = np) -> Any:
 
     def function(*args: Any, **kwargs: Any) -> Any:
         kwargs = {k: _unwrap(v) for k, v in kwargs.items()}
+        if name == "asarray" and _is_pinned(args[0]):
+            sent = ndarray(args[0])  # not a copy: it is still under way
+            _under_way[id(sent)] = sent
+            return sent
         result = getattr(module, name)(*_unwrap(args, host), **kwargs)
         if host and isinstance(result, np.ndarray) and any(result is a for a in args):
             result = result.copy()

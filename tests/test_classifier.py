@@ -470,13 +470,13 @@ def test_nested_settings_of_nothing_are_told() -> None:
 @pytest.mark.parametrize("kind", ["memmap", "hdf5"])
 def test_labels_stay_with_their_rows_on_disk(kind: str, tmp_path: Any) -> None:
     """Rows whose first value is their label: in batches, in parts set apart, in what is monitored;
-    blocks are smaller than the rows, batches are no divisor of blocks."""
+    buffers are smaller than the rows, batches are no divisor of blocks."""
     n = 1000
     values = np.random.default_rng(0).random((n, 300))
     values[:, 0] = np.arange(n)
     with _stored(kind, values, tmp_path) as X_disk:
         rows = StoredRows(X_disk, y=np.arange(n))
-        StoredRows.block_rows, kept = 64, StoredRows.block_rows  # type: ignore[assignment]
+        StoredRows.room, kept = 500, StoredRows.room  # type: ignore[assignment]
         try:
             for part in (rows, *rows.split(0.3, stream(0, Purpose.SPLIT))):
                 seen = []
@@ -489,7 +489,7 @@ def test_labels_stay_with_their_rows_on_disk(kind: str, tmp_path: Any) -> None:
                 picked = part.pick(20, stream(0, Purpose.REPORT))
                 np.testing.assert_array_equal(part.take(picked)[:, 0], part.labels(picked))
         finally:
-            StoredRows.block_rows = kept  # type: ignore[method-assign]
+            StoredRows.room = kept  # type: ignore[method-assign]
 
 
 def test_labels_stay_with_their_rows_in_memory() -> None:

@@ -224,7 +224,7 @@ def test_stored_rows_are_all_seen_once_an_epoch(stored: Any, monkeypatch: Any) -
     from energyscape import sources
     from energyscape.backend import Purpose, stream
 
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 7 * 128)
+    monkeypatch.setattr(sources.buffered, "BUFFER_BYTES", 7 * 1000)
     X, *others = stored
     for data in others:
         rows = sources.open_rows(data)

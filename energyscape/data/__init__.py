@@ -22,10 +22,12 @@ from energyscape.data.random_filters import RandomFilters
 from energyscape.data.spectral import FrequencyWhitening
 from energyscape.data.stages import Flatten, Rectify, Standardize
 from energyscape.data.whitening import ZCA, PCAWhitening
+from energyscape.sources import Blocks
 
 __all__ = [
     "ZCA",
     "Binarize",
+    "Blocks",
     "ClipExtractor",
     "ContrastNormalize",
     "FilterBank",

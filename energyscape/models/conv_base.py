@@ -36,6 +36,7 @@ from energyscape.solvers.conv_fista import conv_fista
 from energyscape.solvers.encode import Codes
 from energyscape.solvers.laid_filters import BOUNDARIES, longer
 from energyscape.solvers.local_dictionary import LocalDictionary, tiled, untiled
+from energyscape.sources import joined
 from energyscape.verbs import Params, as_column
 
 _SPARSITY = 0.2
@@ -338,6 +339,7 @@ class ConvSparseModel(ImageFace, SparseModel):
             If images did not reach ``tol``; `dual_gap` says which.
         """
         check_is_fitted(self)
+        X = joined(X, 3)
         flat = super().transform(X)
         maps = self._maps(np.shape(X)[1:3])
         return untiled(flat.reshape(len(flat), *maps, -1), self.period)

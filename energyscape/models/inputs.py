@@ -1,7 +1,8 @@
 """The door: users' data become `Rows`, with scikit-learn's checks and messages.
 
 Arrays, data frames and sparse matrices in memory go through scikit-learn's own validation (without
-a copy); CuPy arrays, memory maps and HDF5 datasets, which it cannot take, get the same checks here.
+a copy); CuPy arrays, memory maps, HDF5 datasets and `Blocks`, which it cannot take, get the same
+checks here, and their rows a check for NaN as they are read.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from sklearn.utils.validation import validate_data
 
 from energyscape.backend import is_gpu_array, namespace, to_host
 from energyscape.errors import DataRangeWarning
-from energyscape.sources import Rows, is_stored, open_rows
+from energyscape.sources import Rows, is_stored, joined, open_rows
 
+# Of the rows that tell the scale of what is read by blocks.
+_SHOWN_BYTES = 64 << 20
 # Kept as they are, and cast batch by batch; any other dtype is converted to float64 at once.
 _DTYPES = [np.float64, np.float32, np.float16, np.bool_, *(np.dtype(c) for c in "bBhHiIlLqQ")]
 
@@ -29,6 +32,7 @@ def as_rows(estimator: Any, X: Any, reset: bool) -> Rows:
     ValueError, TypeError
         In scikit-learn's words: wrong number of features, NaN or infinity, empty, not 2-D.
     """
+    X = joined(X)
     if is_gpu_array(X) or is_stored(X):
         _check_foreign(estimator, X, reset)
     else:
@@ -67,7 +71,7 @@ def as_images(estimator: Any, X: Any, shape: tuple[int, ...] | None = None) -> R
     ----------
     estimator : object
         Who asks, for messages.
-    X : NumPy or CuPy array, nested lists, memory map or open HDF5 dataset
+    X : NumPy or CuPy array, nested lists, memory map or open HDF5 dataset, several of these, Blocks
     shape : tuple of int, optional
         What a single image must have.
 
@@ -78,6 +82,7 @@ def as_images(estimator: Any, X: Any, shape: tuple[int, ...] | None = None) -> R
         numbers, NaN and infinity.
     """
     name = type(estimator).__name__
+    X = joined(X, 3)
     shapes = {x.shape for x in X if hasattr(x, "shape")} if isinstance(X, list | tuple) else set()
     if len(shapes) > 1:
         few = ", ".join(map(str, sorted(shapes)[:3]))
@@ -113,6 +118,7 @@ def as_clips(estimator: Any, X: Any, reset: bool) -> Rows:
         NaN and infinity.
     """
     name = type(estimator).__name__
+    X = joined(X, 3)
     X = X if is_gpu_array(X) or is_stored(X) else np.asarray(X)
     if X.dtype.kind not in "fiub":
         raise ValueError(f"{name} needs clips of numbers, X has dtype {X.dtype}")
@@ -138,17 +144,24 @@ def as_clips(estimator: Any, X: Any, reset: bool) -> Rows:
 
 
 def value_range(X: Any) -> tuple[float, float]:
-    """Smallest and largest value of an array, CSR matrix, or (first rows of) data on disk."""
+    """Smallest and largest value of an array, CSR matrix, or (first rows of) what is read."""
     if scipy.sparse.issparse(X):
         return float(min(X.min(), 0)), float(X.max())
     if is_stored(X):
-        X = np.asarray(X[: max(1, (8 << 20) // max(1, X.shape[1] * X.dtype.itemsize))])
+        X = _first(X)
     return float(to_host(X.min())), float(to_host(X.max()))
+
+
+def _first(X: Any, most: int | None = None) -> Any:
+    """First rows of ``X`` within `_SHOWN_BYTES`, and ``most`` at most, but one at least."""
+    rows = open_rows(X)
+    n = max(1, _SHOWN_BYTES // max(1, rows.row_bytes))
+    return rows.take(slice(0, n if most is None else min(n, most)))
 
 
 def deviation(X: Any) -> float:
     """Root of the mean variance of the features, over the first rows."""
-    x = open_rows(X).take(slice(0, 10_000))
+    x = _first(X, 10_000)
     return float(np.sqrt(to_host(x.var(axis=0, dtype=np.float64)).mean()))
 
 

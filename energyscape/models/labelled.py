@@ -36,7 +36,7 @@ from energyscape.models.parameters import ParametersMixin
 from energyscape.models.persistence import PersistenceMixin
 from energyscape.models.stacks import fitted_model
 from energyscape.registry import from_tree, to_tree
-from energyscape.sources import Rows, rows_per_block
+from energyscape.sources import Rows, joined, rows_per_block
 from energyscape.trainers import Backpropagation
 from energyscape.training import Plan, TrainState
 from energyscape.verbs import Params, check_nested, require
@@ -141,6 +141,7 @@ class LabelledModel(ParametersMixin, PersistenceMixin, ClassifierMixin, BaseEsti
         require(self, trainer)
         model = self.default_model() if self.model is None else self.model
         self.check_pair(model, trainer)
+        X = joined(X)
         codes = self._labels(X, y)
         rows = self.read(X, reset=True)
         self.seed_ = draw_seed(self.random_state)

@@ -24,7 +24,7 @@ from energyscape.models.moments import leading_axes, mean_and_scatter, moment_su
 from energyscape.registry import register
 from energyscape.samplers import HMC
 from energyscape.sharing import total_rows
-from energyscape.sources import Rows
+from energyscape.sources import Rows, joined
 from energyscape.trainers import ClosedForm
 from energyscape.verbs import Param, Params, check_count
 from energyscape.workers import ALONE, Workers
@@ -164,6 +164,7 @@ class PCA(EnergyModel):
         -------
         self
         """
+        X = joined(X)
         shape = X.shape if hasattr(X, "shape") else np.shape(X)
         if len(shape) == 2 and self._randomized(shape[1]):
             raise ValueError(

@@ -26,7 +26,7 @@ from energyscape.models.from_pass import EnergyFromPass
 from energyscape.models.inputs import as_clips, as_rows
 from energyscape.registry import register
 from energyscape.samplers import HMC
-from energyscape.sources import Rows
+from energyscape.sources import Rows, joined
 from energyscape.trainers import EmbeddingLoss
 from energyscape.verbs import Param, Params, Pass, check_count
 
@@ -329,6 +329,7 @@ class SiameseEncoder(EnergyFromPass, EnergyModel):
         -------
         array, shape (n, n_components) or (n, 2, n_components), container of X, dtype of the fit
         """
+        X = joined(X)
         if np.ndim(X) == 3:
             return super().transform(X)
         check_is_fitted(self)

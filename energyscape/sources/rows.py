@@ -1,9 +1,4 @@
-"""Rows of training data: arrays in memory, CSR matrices, memory maps and HDF5 datasets.
-
-`Rows` hides where they are. Arrays in memory are indexed, never copied as a whole; data on disk
-are read in blocks of consecutive rows, shuffled by block and again inside a buffer of blocks,
-because a random row of an HDF5 chunk costs as much as the chunk.
-"""
+"""Rows of arrays in memory: indexed in any order, never copied as a whole."""
 
 from __future__ import annotations
 
@@ -11,24 +6,20 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import h5py
 import numpy as np
 import scipy.sparse
 import sklearn
 
 from energyscape.backend import Array, is_gpu_array, namespace
 
-BLOCK_BYTES = 8 << 20
-BUFFER_BLOCKS = 8
-
 
 def compute_dtype(dtype: Any) -> type[np.floating[Any]]:
     """The dtype that rows of ``dtype`` are computed in.
 
-    float32 and float64 stay; bool, 8-bit integers and float16 are exact in float32; all other
-    integers go to float64.
+    float32 and float64 stay, in the machine's own order of bytes; bool, 8-bit integers and float16
+    are exact in float32; all other integers go to float64.
     """
-    dtype = np.dtype(dtype)
+    dtype = np.dtype(dtype).newbyteorder("=")
     if dtype == np.float32 or dtype.itemsize == 1 or dtype == np.float16:
         return np.float32
     return np.float64
@@ -37,11 +28,6 @@ def compute_dtype(dtype: Any) -> type[np.floating[Any]]:
 def rows_per_block(row_bytes: int) -> int:
     """Rows of a block that fits scikit-learn's ``working_memory``, at least 1."""
     return max(1, int(sklearn.get_config()["working_memory"] * (1 << 20)) // max(1, row_bytes))
-
-
-def is_stored(X: Any) -> bool:
-    """Whether ``X`` is an open HDF5 dataset or a memory map, to be read by blocks."""
-    return isinstance(X, h5py.Dataset | np.memmap)
 
 
 class Rows:
@@ -56,7 +42,15 @@ class Rows:
         Labels of the rows of ``X``, on the host.
     event_shape : tuple of int, optional
         Shape to give every row, with as many elements as it has.
+
+    Attributes
+    ----------
+    device : str
+        Where a fit computes, "cpu" unless it says otherwise: rows that are read through buffers
+        hand their batches out there.
     """
+
+    device = "cpu"
 
     def __init__(
         self,
@@ -139,7 +133,7 @@ class Rows:
         ValueError
             Unless 0 ≤ lo ≤ hi ≤ the number of rows.
         """
-        _check_part(lo, hi, len(self))
+        check_part(lo, hi, len(self))
         if self.index is None and not scipy.sparse.issparse(self.X):
             y = None if self.y is None else self.y[lo:hi]
             return Rows(self.X[lo:hi], None, y, self.event_shape)
@@ -149,104 +143,27 @@ class Rows:
     def split(self, fraction: float, rng: Any) -> tuple[Rows, Rows]:
         """Random rows set apart: (the rest, ``fraction`` of them), by index, without a copy."""
         order = rng.permutation(len(self))
-        held_out = _count_held_out(len(self), fraction)
+        held_out = count_held_out(len(self), fraction)
         kept, apart = np.sort(order[held_out:]), np.sort(order[:held_out])
         return tuple(  # type: ignore[return-value]
             Rows(self.X, index, self.y, self.event_shape) for index in (kept, apart)
         )
 
 
-class StoredRows(Rows):
-    """Rows of an HDF5 dataset or a memory map, read in blocks of consecutive rows.
-
-    Parameters
-    ----------
-    X : h5py.Dataset or numpy.memmap, shape (n, *event_shape)
-    lo, hi : int
-        The range of rows that counts.
-    """
-
-    def __init__(
-        self,
-        X: Any,
-        lo: int = 0,
-        hi: int | None = None,
-        y: np.ndarray | None = None,
-        event_shape: tuple[int, ...] | None = None,
-    ) -> None:
-        super().__init__(X, y=y, event_shape=event_shape)
-        self.lo, self.hi = lo, X.shape[0] if hi is None else hi
-
-    def __len__(self) -> int:
-        return self.hi - self.lo
-
-    @property
-    def block_rows(self) -> int:
-        """Rows read at once: about 8 MiB, and whole chunks where the file has chunks."""
-        row_bytes = max(1, int(np.prod(self.event_shape)) * self.X.dtype.itemsize)
-        rows = max(1, BLOCK_BYTES // row_bytes)
-        chunk = (getattr(self.X, "chunks", None) or (1,))[0]
-        return max(chunk, rows // chunk * chunk)
-
-    def take(self, rows: Any) -> Array:
-        if isinstance(rows, slice):
-            lo, hi, _ = rows.indices(len(self))
-            part = self.X[self.lo + lo : self.lo + hi]
-        else:
-            part = self.X[self.lo + rows]
-        part = np.asarray(part)
-        if part.dtype.kind == "f" and not np.isfinite(part).all():
-            raise ValueError("Input X contains NaN or infinity; clean the rows in the file first")
-        return part.astype(self.dtype, copy=False).reshape(len(part), *self.event_shape)
-
-    def labels(self, rows: Any) -> np.ndarray | None:
-        return None if self.y is None else self.y[self._mine()][rows]
-
-    def _mine(self) -> Any:
-        return slice(self.lo, self.hi)
-
-    def batches(self, batch_size: int, rng: Any) -> Iterator[tuple[Array, np.ndarray | None]]:
-        size = self.block_rows
-        order = rng.permutation(-(-len(self) // size))
-        left: Array = np.empty((0, *self.event_shape), self.dtype)
-        left_ids = np.empty(0, np.intp)
-        for first in range(0, len(order), BUFFER_BLOCKS):
-            parts, ids = [left], [left_ids]
-            for block in order[first : first + BUFFER_BLOCKS]:
-                parts.append(self.take(slice(block * size, (block + 1) * size)))
-                ids.append(block * size + np.arange(len(parts[-1])))
-            buffer, numbers = np.concatenate(parts), np.concatenate(ids)
-            shuffle = rng.permutation(len(buffer))
-            whole = len(buffer) // batch_size * batch_size
-            for lo in range(0, whole, batch_size):
-                rows = shuffle[lo : lo + batch_size]
-                yield buffer[rows], self.labels(numbers[rows])
-            left, left_ids = buffer[shuffle[whole:]], numbers[shuffle[whole:]]
-        if len(left):
-            yield left, self.labels(left_ids)
-
-    def part(self, lo: int, hi: int) -> Rows:
-        _check_part(lo, hi, len(self))
-        return StoredRows(self.X, self.lo + lo, self.lo + hi, self.y, self.event_shape)
-
-    def split(self, fraction: float, rng: Any) -> tuple[Rows, Rows]:
-        """The last rows set apart, so that reading stays sequential."""
-        cut = len(self) - _count_held_out(len(self), fraction)
-        return self.part(0, cut), self.part(cut, len(self))
-
-
-def open_rows(X: Any, event_shape: tuple[int, ...] | None = None) -> Rows:
-    """Rows of whatever holds them: an array in memory, CSR, a memory map or an HDF5 dataset."""
-    kind = StoredRows if is_stored(X) else Rows
-    return kind(X, event_shape=event_shape)
-
-
-def _check_part(lo: int, hi: int, n: int) -> None:
+def check_part(lo: int, hi: int, n: int) -> None:
+    """Raise ValueError unless ``lo`` … ``hi - 1`` are among ``n`` rows."""
     if not 0 <= lo <= hi <= n:
         raise ValueError(f"rows {lo} … {hi - 1} are not among the {n} there are")
 
 
-def _count_held_out(n: int, fraction: float) -> int:
+def count_held_out(n: int, fraction: float) -> int:
+    """How many of ``n`` rows are ``fraction`` of them.
+
+    Raises
+    ------
+    ValueError
+        Unless there are rows on both sides.
+    """
     held_out = round(n * fraction)
     if not 0 < held_out < n:
         raise ValueError(
