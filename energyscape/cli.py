@@ -438,7 +438,8 @@ def _parser() -> argparse.ArgumentParser:
         if common.get("model"):
             sub.add_argument("model_file", metavar="MODEL", help="a file that train wrote")
         if common.get("data"):
-            sub.add_argument("data", metavar="DATA", help="mnist, mnist-test, digits, or a file")
+            known = "mnist, mnist-test, digits, a file, or 'parts/*.h5'"
+            sub.add_argument("data", metavar="DATA", help=known)
             sub.add_argument(
                 "--binarize",
                 choices=("stochastic", "threshold"),

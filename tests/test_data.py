@@ -27,6 +27,7 @@ from energyscape.data import (
 )
 from energyscape.data.reading import Table, read_table
 from energyscape.models import RBM
+from energyscape.sources import open_rows
 from energyscape.trainers import PCD
 
 Image = pytest.importorskip("PIL.Image")  # absent where only the GPU tests run
@@ -301,6 +302,26 @@ def test_large_npy_is_mapped(tmp_path: Path, monkeypatch: Any) -> None:
     np.save(path, ROWS.reshape(2, 2, 3))
     table = read_table(str(path))
     assert isinstance(table.X, np.memmap) and table.X.shape == (2, 6)
+
+
+def test_several_files_are_one_set_of_rows(tmp_path: Path) -> None:
+    _save(tmp_path / "b.h5", X=ROWS, y=np.arange(len(ROWS)))
+    np.save(tmp_path / "a.npy", ROWS[:1])
+    table = read_table(str(tmp_path / "*"))
+    assert table.X.shape == (len(ROWS) + 1, 3) and table.y is None
+    found = open_rows(table.X).take(slice(None))
+    np.testing.assert_array_equal(found, np.concatenate([ROWS[:1], ROWS]))
+    _save(tmp_path / "c.h5", X=ROWS[::-1], other=ROWS, y=np.arange(len(ROWS)))
+    table = read_table(str(tmp_path / "[bc].h5"))
+    np.testing.assert_array_equal(table.y, np.tile(np.arange(len(ROWS)), 2))
+    assert read_table(f"{tmp_path}/?.h5:X").X.shape == table.X.shape
+    with pytest.raises(TypeError, match="not made one array"):
+        np.asarray(table.X)
+    with pytest.raises(ValueError, match=r"must match \.npy or \.h5 files of rows: there is none"):
+        read_table(str(tmp_path / "*.npz"))
+    (tmp_path / "d.txt").touch()
+    with pytest.raises(ValueError, match=r"d\.txt is none of them"):
+        read_table(str(tmp_path / "*"))
 
 
 def _save(path: Path, **arrays: np.ndarray) -> str:

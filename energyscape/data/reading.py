@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import math
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 
 from energyscape.data.digits import load_digits, load_mnist
+from energyscape.sources import joined
 
 _IN_MEMORY = 2 << 30  # larger .npy files are mapped instead of read
 _IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
@@ -26,7 +28,7 @@ class Table:
 
     Attributes
     ----------
-    X : array, memory map or HDF5 dataset, shape (n, n_features)
+    X : array, memory map, HDF5 dataset or several of the last two, shape (n, n_features)
     y : array, shape (n,), or None
     image_shape : (h, w) or None
     """
@@ -44,7 +46,9 @@ def read_table(spec: str) -> Table:
     spec : str
         ``mnist``, ``mnist-test`` or ``digits``; a folder of images of one size (needs Pillow; grey
         values in [0, 1]); or a ``.npy``, ``.npz`` or ``.h5`` file. In the last two, ``file:name``
-        picks an array; else the one called X, or the only one. A labels array is called y.
+        picks an array; else the one called X, or the only one. A labels array is called y. With
+        ``*``, ``?`` or ``[...]``, all ``.npy`` and ``.h5`` files that match, in the order of their
+        names, are one set of rows, which stay on disk.
 
     Returns
     -------
@@ -63,6 +67,8 @@ def read_table(spec: str) -> Table:
     path = Path(name)
     if path.is_dir():
         return _read_folder(path)
+    if glob.has_magic(name) and not path.exists():
+        return _read_many(name, key)
     if not path.is_file():
         raise FileNotFoundError(
             f"{spec!r} is neither a file, nor a folder, nor one of {', '.join(_KNOWN)}"
@@ -71,6 +77,20 @@ def read_table(spec: str) -> Table:
     if path.suffix not in reader:
         raise ValueError(f"{path} is none of {', '.join(reader)}, and no folder of images")
     return _flat(reader[path.suffix](path, key))
+
+
+def _read_many(pattern: str, key: str) -> Table:
+    """Files as one set of rows; labels where every file has them."""
+    paths = sorted(Path(name) for name in glob.glob(pattern))
+    readers = {".npy": _map_npy, ".h5": _read_h5, ".hdf5": _read_h5}
+    odd = [path for path in paths if path.suffix not in readers]
+    if not paths or odd:
+        found = f"{odd[0]} is none of them" if odd else "there is none"
+        raise ValueError(f"{pattern!r} must match .npy or .h5 files of rows: {found}")
+    tables = [readers[path.suffix](path, key) for path in paths]
+    labels = [table.y for table in tables if table.y is not None]
+    y = np.concatenate(labels) if len(labels) == len(tables) else None
+    return Table(joined([table.X for table in tables]), y)
 
 
 def _flat(table: Table) -> Table:
@@ -93,12 +113,17 @@ def _readable(path: Path) -> Iterator[None]:
 def _read_npy(path: Path, key: str) -> Table:
     with _readable(path):
         if path.stat().st_size > _IN_MEMORY:
-            return Table(np.lib.format.open_memmap(path, mode="r"))
+            return _map_npy(path, key)
         with path.open("rb") as file:
             X = np.load(file, allow_pickle=False)
             if not isinstance(X, np.ndarray):
                 raise ValueError("it is an archive of arrays; call it .npz")
             return Table(X)
+
+
+def _map_npy(path: Path, key: str) -> Table:
+    with _readable(path):
+        return Table(np.lib.format.open_memmap(path, mode="r"))
 
 
 def _read_npz(path: Path, key: str) -> Table:

@@ -91,6 +91,9 @@ class Blocks:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise TypeError("Blocks are not made one array: this needs rows in memory")
+
     def _items(self) -> Generator[Any, None, None]:
         iterable = self.source() if callable(self.source) else self.source
         try:

@@ -154,6 +154,9 @@ class Pieces:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise TypeError("rows of several files are not made one array: this needs rows in memory")
+
     def _compare(self, i: int, piece: Piece, first: Piece) -> None:
         which = f"piece {i} of {len(self.pieces)} ({piece.name})"
         if not piece.shape or piece.shape[0] == 0:
