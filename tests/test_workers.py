@@ -193,6 +193,24 @@ def test_without_poll(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(first, other)
 
 
+def test_addresses_may_be_of_version_six() -> None:
+    try:
+        doors = [listen("::1") for _ in range(2)]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    addresses = [("::1", port) for _, port in doors]
+
+    def one(rank: int) -> float:
+        workers = SocketWorkers(rank, addresses, TOKEN, doors[rank][0])
+        buffer = np.ones(1)
+        workers.add(buffer)
+        workers.close()
+        return float(buffer[0])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(one, range(2))) == [2.0, 2.0]
+
+
 def _one_after_the_other(out: Any, into: Any, patience: float, silent: str = "") -> None:
     """What `flow.pump` must not be: first all out, then all in."""
     for stream in (out, into):
@@ -497,7 +515,7 @@ def test_one_that_computes_is_not_lost() -> None:
             workers.add(buffer)
         return float(buffer[0])
 
-    assert together(2, work, timeout=1.0) == [8.0, 8.0]
+    assert together(2, work, timeout=3.0) == [8.0, 8.0]
 
 
 def test_close_can_be_called_again_and_is_final() -> None:

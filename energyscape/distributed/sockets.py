@@ -25,8 +25,9 @@ from energyscape.distributed.meeting import Address, Gone, Peer, meet
 from energyscape.errors import WorkerLostError
 from energyscape.workers import Workers
 
-# Up to here fewer hops are worth more than fewer bytes (benchmarks/allreduce.py).
-DIRECT_BYTES = 1 << 15
+# Up to here fewer hops are worth more than fewer bytes: measured, pairs are quicker to half a
+# megabyte on one machine (benchmarks/allreduce.py); slower networks would have it lower.
+DIRECT_BYTES = 1 << 18
 # Seconds that whoever waits for a worker that may itself wait adds for each step between: those
 # that wait for the silent one itself speak first, and name it to the others.
 _GRACE = 2.0
