@@ -209,19 +209,15 @@ def _common(carry: Params) -> Params:
 
 def _cut(rows: Rows, sizes: list[int], order: Any) -> Iterator[tuple[Array, np.ndarray | None]]:
     """Rows in a random order, in batches of the given sizes, which differ by one at most."""
-    kept: list[tuple[Array, np.ndarray | None]] = []
-    stock, have = rows.batches(max(sizes), order), 0
-    for size in sizes:
-        while have < size:
-            kept.append(next(stock))
-            have += len(kept[-1][0])
-        if len(kept) == 1 and have == size:
-            yield kept.pop()
-            have = 0
-            continue
-        x = namespace(kept[0][0]).concatenate([part for part, _ in kept])
-        y = None if kept[0][1] is None else np.concatenate([part for _, part in kept])
-        yield x[:size], None if y is None else y[:size]
-        kept, have = [(x[size:], None if y is None else y[size:])], have - size
-        if not have:
-            kept.clear()
+    stock: Any = rows.batches(max(sizes), order)
+    with contextlib.closing(stock):
+        x, y = next(stock)
+        for size in sizes:
+            if len(x) < size:
+                more, labels = next(stock)
+                if len(x):
+                    more = namespace(x).concatenate([x, more])
+                    labels = None if y is None else np.concatenate([y, labels])
+                x, y = more, labels
+            yield x[:size], None if y is None else y[:size]
+            x, y = x[size:], None if y is None else y[size:]

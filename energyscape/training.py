@@ -120,6 +120,7 @@ def run(
         ``interrupted`` method are told.
     """
     ends = [c.stopped for c in trainer.callbacks if hasattr(c, "stopped")]
+    rows.device = plan.device
     share = Share(plan.workers, rows, trainer, plan.seed)
     if plan.span is not None and share.decided(any([stopped(state) for stopped in ends])):
         return
