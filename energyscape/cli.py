@@ -206,7 +206,7 @@ def train(options: argparse.Namespace) -> None:
     own = list(model.trainer.callbacks)
     if options.cluster:
         model.trainer.set_params(callbacks=[*own, checkpoint])
-        train_on_cluster(options, model, X, resumes)
+        train_on_cluster(options, model, X, resumes, _emit)
     else:
         model.trainer.set_params(callbacks=[*own, JsonLines("-"), checkpoint])
         (model.resume if resumes else model.fit)(X)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,22 @@ def add_cluster_arguments(parser: argparse.ArgumentParser, count: Any) -> None:
     )
 
 
-def train_on_cluster(options: argparse.Namespace, model: Any, X: Any, resumes: bool) -> None:
-    """Fit ``model`` to DATA; files are read by the workers, where they see them under that name."""
+def train_on_cluster(
+    options: argparse.Namespace, model: Any, X: Any, resumes: bool, emit: Callable[..., None]
+) -> None:
+    """Fit ``model`` to DATA; files are read by the workers, where they see them under that name.
+
+    Epochs are told (by ``emit``) at the end: callbacks run where worker 0 is.
+    """
     data, name = X, str(options.data).rpartition(":")[0] or options.data
     if Path(name).suffix in _ON_DISK and not options.binarize and len(X.shape) == 2:
         data = [str(Path(name).resolve()) + str(options.data)[len(name) :]]
     train = distributed.resume if resumes else distributed.fit
     with _client(options.cluster) as client:
+        done = model.n_iter_ if resumes else 0
         train(model, data, client, sync_every=options.sync_every)
+    for epoch in range(done, model.n_iter_):
+        emit({key: values[epoch] for key, values in model.history_.items()})
 
 
 @contextlib.contextmanager

@@ -107,6 +107,29 @@ def test_train_writes_a_json_line_an_epoch_and_a_model(
     assert list(model.trainer.callbacks) == list(model.trainer_.callbacks) == []
 
 
+@pytest.mark.slow
+def test_train_on_a_cluster_of_processes(run: Any, tmp_path: Path) -> None:
+    """Files that the workers read, by a pattern; and an interrupted run that goes on."""
+    pytest.importorskip("distributed")
+    for i in range(2):
+        np.save(tmp_path / f"part-{i}.npy", BITS.astype(np.float32))
+    out, data = tmp_path / "m.h5", tmp_path / "part-*.npy"
+    words = ("--cluster", 2, "--sync-every", 2, "--seed", 5, "--quiet", "--out", out)
+    code, records, err = run("train", data, "-t", "n_epochs=3", "-t", "batch_size=20", *words)
+    assert code == 0, err
+    assert [r.get("epoch") for r in records] == [1, 2, 3, None]
+    assert energyscape.load(out)._state.n_rows == 120
+    again = run("train", data, "-t", "n_epochs=4", *words, "--resume")
+    assert [r.get("epoch") for r in again.records] == [4, None]
+    assert list(energyscape.load(out).trainer.callbacks) == []
+
+
+def test_clusters_that_are_none(run: Any, bits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    code, _, err = run("train", bits, "--cluster", "nowhere", "--out", tmp_path / "m.h5")
+    assert code == 1 and "'nowhere' is none of them" in err
+
+
 def test_quiet_is_silent_and_seeds_repeat(run: Any, bits: Path, tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
     for path, seed in zip(paths, (3, 3, 4), strict=True):
