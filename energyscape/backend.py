@@ -303,9 +303,12 @@ class Stream:
         """0 or 1 with probability ``p`` of a 1, in the dtype of ``p``."""
         return (self.uniform(p.shape, p.dtype) < p).astype(p.dtype)
 
-    def bernoulli_logit(self, a: Array, out: Array = None) -> Array:
-        """0 or 1 with probability 1/(1 + exp(-a)) of a 1; ``out`` may be ``a`` itself."""
+    def bernoulli_logit(self, a: Array, out: Array = None, bias: Array = None) -> Array:
+        """0 or 1 with probability 1/(1 + exp(-a)) of a 1; ``out`` may be ``a`` itself. With a
+        ``bias`` for each column, of a + bias."""
         xp = namespace(a)
+        if bias is not None:
+            a = out = xp.add(a, bias, out=out)
         # sigma(a) > u  <=>  tanh(a/2) > 2u - 1, and tanh neither overflows nor divides.
         t = xp.multiply(a, a.dtype.type(0.5), out=out)
         xp.tanh(t, out=t)
@@ -389,13 +392,15 @@ class DeviceStream(Stream):
     def normal(self, shape: Any = None, dtype: Any = np.float32, out: Array = None) -> Array:
         return self._fill("normal", shape, dtype, out)
 
-    def bernoulli_logit(self, a: Array, out: Array = None) -> Array:
+    def bernoulli_logit(self, a: Array, out: Array = None, bias: Array = None) -> Array:
         a = namespace(a).ascontiguousarray(a)
         out = namespace(a).empty_like(a) if out is None else out
         if not out.flags.c_contiguous:
-            out[...] = self.bernoulli_logit(a)
+            out[...] = self.bernoulli_logit(a, bias=bias)
             return out
-        self._launch("bernoulli_logit", out, a, out, np.uint64(out.size))
+        columns = np.uint64(0 if bias is None else a.shape[-1])
+        bias = a if bias is None else bias
+        self._launch("bernoulli_logit", out, a, bias, out, columns, np.uint64(out.size))
         return out
 
     def _fill(self, kind: str, shape: Any, dtype: Any, out: Array) -> Array:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, is_gpu_array, namespace
+from energyscape.kernels import col2im, im2col
 from energyscape.sources import compute_dtype
 
 __all__ = ["adjoint", "convolve", "filters_grad", "overlap_add", "pool", "pool_grad", "windows"]
@@ -131,9 +132,8 @@ def windows(x: Array, size: Pair, stride: Pair = (1, 1)) -> Array:
     array, shape (n, (h - fh) // stride + 1, (w - fw) // stride + 1, fh, fw, c)
     """
     (n, h, w, c), (fh, fw), (down, across) = x.shape, size, stride
-    if fh > h or fw > w:
-        raise ValueError(f"windows of {fh}×{fw} do not fit into images of {h}×{w}")
     places = (h - fh) // down + 1, (w - fw) // across + 1
+    _check_fit(size, (h, w), places)
     sn, sh, sw, sc = x.strides
     return namespace(x).lib.stride_tricks.as_strided(
         x, (n, *places, fh, fw, c), (sn, sh * down, sw * across, sh, sw, sc)
@@ -161,21 +161,22 @@ def overlap_add(rows: Array, size: Pair, shape: tuple[int, ...], stride: Pair = 
     ValueError
         For rows that are not the windows of such images.
     """
-    xp, (n, h, w, c), (fh, fw), (sh, sw) = namespace(rows), shape, size, stride
+    (n, h, w, c), (fh, fw), (sh, sw) = shape, size, stride
     down, across = (h - fh) // sh + 1, (w - fw) // sw + 1
     wanted = (n, down * across, fh * fw * c)
     if rows.shape != wanted:
         raise ValueError(
             f"windows of {fh}×{fw} of images of shape {shape} have shape {wanted}, got {rows.shape}"
         )
-    out = xp.zeros(shape, rows.dtype)
+    if is_gpu_array(rows):
+        return col2im(rows, shape, size, stride, (down, across))
+    out = np.zeros(shape, rows.dtype)
     # Sums of whole planes, a few images at a time so that they stay in the cache: five times as
     # quick for 5×5 windows of 128×128 as strided ones.
-    most = rows.size if is_gpu_array(rows) else _PLANES_AT_ONCE
-    step = max(1, most // max(1, wanted[1] * wanted[2]))
+    step = max(1, _PLANES_AT_ONCE // max(1, wanted[1] * wanted[2]))
     for lo in range(0, n, step):
         part = out[lo : lo + step]
-        planes = xp.ascontiguousarray(rows[lo : lo + step].reshape(-1, wanted[2]).T)
+        planes = np.ascontiguousarray(rows[lo : lo + step].reshape(-1, wanted[2]).T)
         planes = planes.reshape(fh, fw, c, len(part), down, across)
         for a in range(fh):
             for b in range(fw):
@@ -184,12 +185,22 @@ def overlap_add(rows: Array, size: Pair, shape: tuple[int, ...], stride: Pair = 
     return out
 
 
+def _check_fit(size: Pair, sides: Pair, places: Pair) -> None:
+    if min(places) < 1:
+        (fh, fw), (h, w) = size, sides
+        raise ValueError(f"windows of {fh}×{fw} do not fit into images of {h}×{w}")
+
+
 def _columns(x: Array, size: Pair, mode: str) -> tuple[Array, tuple[int, int, int]]:
     """Windows as rows, and the (n, h', w') that they come from."""
     (top, bottom), (left, right) = _padding(mode, size[0]), _padding(mode, size[1])
+    n, h, w, c = x.shape
+    if is_gpu_array(x):
+        places = top + h + bottom - size[0] + 1, left + w + right - size[1] + 1
+        _check_fit(size, (h, w), places)
+        return im2col(x, size, (top, left), places), (n, *places)
     if top + bottom + left + right:
-        n, h, w, c = x.shape
-        padded = namespace(x).zeros((n, top + h + bottom, left + w + right, c), x.dtype)
+        padded = np.zeros((n, top + h + bottom, left + w + right, c), x.dtype)
         padded[:, top : top + h, left : left + w] = x
         x = padded
     found = windows(x, size)

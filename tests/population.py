@@ -28,7 +28,7 @@ class Given:
 
     uniform = normal = _give
 
-    def bernoulli_logit(self, a: np.ndarray) -> np.ndarray:
+    def bernoulli_logit(self, a: np.ndarray, bias: Any = None) -> np.ndarray:
         """All of it."""
         return self._values
 

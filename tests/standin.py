@@ -8,6 +8,7 @@ by their NumPy twins in `twins`.
 
 from __future__ import annotations
 
+import collections
 import re
 import types
 from typing import Any
@@ -30,10 +31,27 @@ _FROM_HOST = {"array", "asarray", "ascontiguousarray"}
 
 
 class Counter:
-    """Host synchronisations so far, and bytes that were page-locked."""
+    """Host synchronisations so far, bytes that were page-locked, and what was launched: every
+    function, method and operator that computes counts as one kernel, views and new memory as none.
+    """
 
     syncs = 0
     pinned = 0
+    launches: collections.Counter[str] = collections.Counter()
+
+
+PRODUCTS = {"matmul", "dot", "imatmul", "rmatmul"}
+# What only looks at an array or reserves memory.
+_FREE = {
+    "broadcast_to", "diagonal", "empty", "empty_like", "imag", "moveaxis", "ravel", "real",
+    "reshape", "transpose", "as_strided", "asarray", "array",
+}  # fmt: skip
+_IF_COPIED = {"ascontiguousarray", "astype"}
+
+
+def small_launches() -> int:
+    """Launches so far that are no matrix products."""
+    return sum(n for name, n in Counter.launches.items() if name not in PRODUCTS)
 
 
 class _Pinned(bytearray):
@@ -70,6 +88,17 @@ class _Event:
 
 def _sync() -> None:
     Counter.syncs += 1
+
+
+def _count(name: str, result: Any, args: tuple[Any, ...] = ()) -> None:
+    """One launch, unless nothing was computed."""
+    if name in _FREE or (name in _IF_COPIED and any(_shares(result, a) for a in args)):
+        return
+    Counter.launches[name] += 1
+
+
+def _shares(result: Any, array: Any) -> bool:
+    return isinstance(array, np.ndarray) and np.may_share_memory(result, array)
 
 
 class _Device:
@@ -154,10 +183,14 @@ class ndarray:
 
     def __getitem__(self, key: Any) -> ndarray:
         _count_mask(key)
-        return _wrap(self._host[_unwrap(key)])
+        found = self._host[_unwrap(key)]
+        if not _shares(found, self._host) and found.size:
+            _count("getitem", found)
+        return _wrap(found)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         _count_mask(key)
+        _count("setitem", self._host)
         self._host[_unwrap(key)] = _unwrap(value)
 
     def __repr__(self) -> str:
@@ -174,7 +207,9 @@ def _count_mask(key: Any) -> None:
 def _method(name: str) -> Any:
     def method(self: ndarray, *args: Any, **kwargs: Any) -> Any:
         kwargs = {k: _unwrap(v) for k, v in kwargs.items()}
-        return _wrap(getattr(self._host, name)(*_unwrap(args), **kwargs))
+        result = getattr(self._host, name)(*_unwrap(args), **kwargs)
+        _count(name, result, (self._host,))
+        return _wrap(result)
 
     return method
 
@@ -184,6 +219,7 @@ def _operator(name: str) -> Any:
         result = getattr(self._host, name)(_unwrap(other))
         if result is NotImplemented:
             return NotImplemented
+        _count(name.strip("_"), result)
         if name.startswith("__i"):
             self._host = result
             return self
@@ -225,12 +261,13 @@ class RawModule:
                     assert arg.flags.c_contiguous, f"{name}: an array is not contiguous"
                 else:
                     assert isinstance(arg, np.generic) and arg.dtype == kind, (name, kind, arg)
+            Counter.launches[name] += 1
             getattr(twins, name)(grid[0] * block[0], *[_unwrap(a) for a in args])
 
         return launch
 
 
-_C_TYPES = {"float": "f4", "double": "f8", "u32": "u4", "u64": "u8"}
+_C_TYPES = {"float": "f4", "double": "f8", "u32": "u4", "u64": "u8", "bool": "?"}
 
 
 def signatures(code: str) -> dict[str, list[tuple[np.dtype[Any], bool]]]:
@@ -293,7 +330,9 @@ def _function(name: str, module: Any = np) -> Any:
             sent = ndarray(args[0])  # not a copy: it is still under way
             _under_way[id(sent)] = sent
             return sent
-        result = getattr(module, name)(*_unwrap(args, host), **kwargs)
+        given = _unwrap(args, host)
+        result = getattr(module, name)(*given, **kwargs)
+        _count(name, result, given)
         if host and isinstance(result, np.ndarray) and any(result is a for a in args):
             result = result.copy()
         return _wrap(result)

@@ -310,43 +310,139 @@ def test_philox_passes_its_known_answer_test() -> None:
         assert tuple(twins.philox(c0, c1, c2, c3, key)[0]) == wanted
 
 
-def _kernel_cases(rng: np.random.Generator) -> dict[str, list[Any]]:
-    """Arguments of every kernel, at sizes that do not fill the last thread or block."""
+def _kernel_cases(rng: np.random.Generator) -> dict[str, tuple[int, list[Any]]]:
+    """Threads and arguments of every kernel, at sizes that do not fill the last thread or block."""
     address = [np.uint64(0x123456789ABCDEF), np.uint32(3), np.uint32(17), np.uint32(2)]
-    cases: dict[str, list[Any]] = {"random_words": [*address, np.zeros(4, np.uint32)]}
-    for suffix, dtype in (("f", np.float32), ("d", np.float64)):
-        n = np.uint64(1003)
-        a = (8 * rng.standard_normal(1003)).astype(dtype)
-        a[:4] = [-200, 200, 0, -90]
-        cases[f"uniform_{suffix}"] = [*address, np.zeros(1003, dtype), n]
-        cases[f"normal_{suffix}"] = [*address, np.zeros(1003, dtype), n]
-        cases[f"bernoulli_logit_{suffix}"] = [*address, a, np.zeros(1003, dtype), n]
-        rows = (20 * rng.standard_normal((5, 301))).astype(dtype)
-        cases[f"softplus_sum_{suffix}"] = [rows, np.zeros(5), np.uint64(301)]
-        for i, (momentum, nesterov) in enumerate(((0.0, 0), (0.5, 0), (0.5, 1))):
-            w, g, v = (rng.standard_normal(1003).astype(dtype) for _ in range(3))
-            scalars = [dtype(0.1), dtype(momentum), np.uint32(nesterov), dtype(0.01), dtype(0.02)]
-            cases[f"descend_{suffix}#{i}"] = [w, g, v, *scalars, n]
-        for i, (rows, columns) in enumerate(((59, 1), (59, 17), (1, 17), (1, 1))):
-            x, q, g = (rng.standard_normal((59, 17)).astype(dtype) for _ in range(3))
-            factor = rng.random((rows, columns)).astype(dtype)
-            strides = [np.uint64(columns if rows > 1 else 0), np.uint64(columns > 1)]
-            sizes = [np.uint64(17), *strides, np.uint64(x.size)]
-            cases[f"leapfrog_{suffix}#{i}"] = [x, q, g, factor, *sizes]
+    cases: dict[str, tuple[int, list[Any]]] = {
+        "random_words": (1, [*address, np.zeros(4, np.uint32)])
+    }
+    for dtype in (np.float32, np.float64):
+        made = _random_cases(address, rng, dtype) | _unit_cases(rng, dtype)
+        made |= _step_cases(rng, dtype) | _chain_cases(rng, dtype) | _window_cases(rng, dtype)
+        suffix = "f" if dtype == np.float32 else "d"
+        for key, case in made.items():
+            name, _, number = key.partition("#")
+            cases[f"{name}_{suffix}#{number}"] = case
     return cases
 
 
-def _threads(name: str, args: list[Any]) -> int:
-    if name.startswith("softplus"):
-        return 256 * len(args[0])
-    per_thread = 1 if name[0] in "dl" or "words" in name else 4 if name.endswith("_f") else 2
-    return -(-int(args[-1]) // per_thread) if "words" not in name else 1
+def _sizes(*sizes: int) -> list[Any]:
+    return [np.uint64(size) for size in sizes]
+
+
+def _random_cases(address: list[Any], rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
+    threads = -(-1003 // (4 if dtype == np.float32 else 2))
+    a, bias = _far((59, 17), rng, dtype), rng.standard_normal(17).astype(dtype)
+    flat, (n,) = a.reshape(-1), _sizes(1003)
+    cases = {
+        "uniform": [*address, np.zeros(1003, dtype), n],
+        "normal": [*address, np.zeros(1003, dtype), n],
+        "bernoulli_logit": [*address, flat, flat, np.zeros(1003, dtype), np.uint64(0), n],
+        "bernoulli_logit#1": [*address, a, bias, np.zeros_like(a), *_sizes(17, 1003)],
+    }
+    return {name: (threads, args) for name, args in cases.items()}
+
+
+def _far(shape: Any, rng: Any, dtype: Any) -> np.ndarray:
+    """Fields, some of which are far out."""
+    a = (8 * rng.standard_normal(shape)).astype(dtype)
+    a.reshape(-1)[:4] = [-200, 200, 0, -90]
+    return a
+
+
+def _unit_cases(rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
+    def array(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    cases: dict[str, tuple[int, list[Any]]] = {}
+    rows = _far((5, 301), rng, dtype)
+    for i, bias in enumerate((rows, array(301))):
+        args = [rows, bias, np.zeros(5), np.uint64(301), np.uint32(i)]
+        cases[f"softplus_sum#{i}"] = 256 * 5, args
+        args = [rows, bias, np.zeros_like(rows), *_sizes(301 * i, rows.size)]
+        cases[f"sigmoid#{i}"] = rows.size, args
+        z, level = 3 * array(59, 17) ** 2, abs(array(17))
+        cases[f"slope#{i}"] = z.size, [z, level, np.uint32(i), *_sizes(17, z.size)]
+    for kind, gate in enumerate((array(11), array(11), array(59, 11))):
+        args = [3 * array(59, 17), array(17), gate, np.uint32(kind), *_sizes(11, 17, 59 * 17)]
+        cases[f"gate#{kind}"] = 59 * 17, args
+    r = array(59, 17)
+    cases["half_square"] = r.size, [r, np.zeros_like(r), np.uint64(r.size)]
+    sizes = _sizes(11, 17, 59 * 11)
+    cases["respond"] = 59 * 11, [r, array(17), np.zeros((59, 11), dtype), *sizes]
+    cases["pull"] = r.size, [array(59, 17), r, array(1), array(17), *_sizes(17, r.size)]
+    return cases
+
+
+def _step_cases(rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
+    def array(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    cases: dict[str, tuple[int, list[Any]]] = {}
+    for i, (momentum, nesterov) in enumerate(((0.0, 0), (0.5, 0), (0.5, 1))):
+        scalars = [dtype(0.1), dtype(momentum), np.uint32(nesterov), dtype(0.01), dtype(0.02)]
+        args = [array(1003), array(1003), array(1003), *scalars, np.uint64(1003)]
+        cases[f"descend#{i}"] = 1003, args
+    for kind in range(3):
+        v, b, h, y = (array(7, 301) for _ in range(4))
+        t = (1 + 3 * rng.random(7)).astype(dtype)
+        args = [v, b, h, y, t, dtype(0.4), np.uint32(kind), np.uint64(301)]
+        cases[f"momentum#{kind}"] = 256 * 7, args
+    args = [array(1003), array(1003), dtype(0.1), np.uint64(1003)]
+    cases["follow"] = 1003, args
+    w, *sides = array(59, 17), array(59), array(17), array(59), array(17)
+    cases["rank_two"] = w.size, [w, *sides, *_sizes(17, w.size)]
+    return cases
+
+
+def _chain_cases(rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
+    def array(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    cases: dict[str, tuple[int, list[Any]]] = {}
+    for i, (rows, columns) in enumerate(((59, 1), (59, 17), (1, 17), (1, 1))):
+        x, q, z, g = (array(59, 17) for _ in range(4))
+        factor = rng.random((rows, columns)).astype(dtype)
+        if i == 1:
+            factor[:, 3] = 0
+        sizes = _sizes(17, columns if rows > 1 else 0, columns > 1, x.size)
+        cases[f"leapfrog#{i}"] = x.size, [x, q.copy(), g, factor, *sizes]
+        new = np.zeros_like(x), np.zeros_like(x)
+        cases[f"set_off#{i}"] = x.size, [x, z, g, factor, *new, dtype(1.5), *sizes]
+        cases[f"arrive#{i}"] = x.size, [q, z, g, factor, dtype(1.5), *sizes]
+    x, end_x, g, end_g, z, end_z = (array(59, 301) for _ in range(6))
+    end_z *= dtype(np.sqrt((z * z).sum(axis=1) / (end_z * end_z).sum(axis=1)).mean())
+    energy = rng.standard_normal(59)
+    end_energy = energy + 3 * rng.standard_normal(59)
+    end_energy[:4] = np.nan, np.inf, -np.inf, 1e5
+    args = [energy, end_energy, z, end_z, rng.random(59), x, end_x, g, end_g]
+    args += [np.float64(1.5), np.float64(1000), np.uint64(301), np.zeros(59), np.zeros_like(x)]
+    args += [np.zeros_like(x), np.zeros(59), np.zeros(59, bool), np.zeros(59, bool)]
+    cases["accept"] = 256 * 59, args
+    return cases
+
+
+def _window_cases(rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
+    cases: dict[str, tuple[int, list[Any]]] = {}
+    (n, h, w, c), (fh, fw) = (2, 7, 5, 3), (3, 2)
+    x = rng.standard_normal((n, h, w, c)).astype(dtype)
+    for i, (top, left, down, across) in enumerate(((0, 0, 5, 4), (2, 1, 9, 6), (1, 0, 7, 5))):
+        rows = np.zeros((n * down * across, fh * fw * c), dtype)
+        sizes = [np.uint32(s) for s in (h, w, c, fh, fw, top, left, down, across)]
+        cases[f"im2col#{i}"] = rows.size, [x, rows, *sizes, np.uint64(rows.size)]
+    for i, (sh, sw) in enumerate(((1, 1), (2, 3))):
+        down, across = (h - fh) // sh + 1, (w - fw) // sw + 1
+        rows = rng.standard_normal((n * down * across, fh * fw * c)).astype(dtype)
+        sizes = [np.uint32(s) for s in (h, w, c, fh, fw, sh, sw, down, across)]
+        cases[f"col2im#{i}"] = x.size, [rows, np.zeros_like(x), *sizes, np.uint64(x.size)]
+    return cases
 
 
 def _compare(name: str, got: list[Any], wanted: list[Any]) -> None:
     for a, b in zip(got, wanted, strict=True):
         if isinstance(a, np.ndarray):
-            if "words" in name or "uniform" in name or "bernoulli" in name:
+            exact = a.dtype.kind != "f" or "uniform" in name or "bernoulli" in name
+            if exact or "im2col" in name:
                 np.testing.assert_array_equal(a, b, err_msg=name)
             else:
                 # Transcendental functions differ by a few units in the last place.
@@ -366,9 +462,8 @@ def test_kernels_equal_their_twins_on_the_gpu(rng: Any) -> None:
         pytest.skip(backend.gpu_status().reason)
     import cupy as real
 
-    for name, args in _kernel_cases(rng).items():
+    for name, (threads, args) in _kernel_cases(rng).items():
         on_gpu = [real.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
-        threads = _threads(name.partition("#")[0], args)
         backend.launch(name.partition("#")[0], threads, on_gpu)
         getattr(twins, name.partition("#")[0])(-(-threads // 256) * 256, *args)
         _compare(name, [to_host(a) if hasattr(a, "get") else a for a in on_gpu], args)
@@ -406,6 +501,7 @@ def test_kernels_equal_their_twins_on_the_host(rng: Any, tmp_path: Path) -> None
     """The CUDA source itself, compiled for the CPU with one thread per CUDA thread."""
     signatures = standin.signatures(backend.cuda_source())
     c_types = {"f4": "float", "f8": "double", "u4": "unsigned", "u8": "unsigned long long"}
+    c_types["b1"] = "bool"
     text = _SHIM + backend.cuda_source()
     for name, arguments in signatures.items():
         types_ = [c_types[d.str[1:]] + ("*" if p else "") for d, p in arguments]
@@ -423,10 +519,10 @@ def test_kernels_equal_their_twins_on_the_host(rng: Any, tmp_path: Path) -> None
         "f8": ctypes.c_double,
         "u4": ctypes.c_uint,
         "u8": ctypes.c_ulonglong,
+        "b1": ctypes.c_bool,
     }
-    for key, args in _kernel_cases(rng).items():
-        name = key.partition("#")[0]
-        blocks = -(-_threads(name, args) // 256)
+    for key, (threads, args) in _kernel_cases(rng).items():
+        name, blocks = key.partition("#")[0], -(-threads // 256)
         mine = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
         converted: list[Any] = [ctypes.c_uint(blocks)]
         for (dtype, pointer), a in zip(signatures[name], mine, strict=True):

@@ -67,17 +67,38 @@ def normal_f(
     _fill(out, z.ravel()[: int(n)])
 
 
+def _biased(a: Any, bias: Any, columns: Any) -> Any:
+    assert columns in (0, a.shape[-1]) and (not columns or bias.size == columns)
+    return a + bias if columns else a
+
+
 def bernoulli_logit_f(
-    threads: int, seed: Any, purpose: Any, step: Any, call: Any, a: Any, out: Any, n: Any
+    threads: int,
+    seed: Any,
+    purpose: Any,
+    step: Any,
+    call: Any,
+    a: Any,
+    bias: Any,
+    out: Any,
+    columns: Any,
+    n: Any,
 ) -> None:
     assert threads * (4 if out.dtype == np.float32 else 2) >= n
     u = _uniform(int(n), out.dtype, (seed, purpose, step, call)).reshape(a.shape)
     with np.errstate(over="ignore"):
-        out[...] = u * (1 + np.exp(-a)) < 1
+        out[...] = u * (1 + np.exp(-_biased(a, bias, columns))) < 1
 
 
-def softplus_sum_f(threads: int, a: np.ndarray, out: np.ndarray, columns: Any) -> None:
+def sigmoid_f(threads: int, a: Any, bias: Any, out: Any, columns: Any, n: Any) -> None:
+    assert threads >= n == a.size
+    with np.errstate(over="ignore"):
+        out[...] = 1 / (1 + np.exp(-_biased(a, bias, columns)))
+
+
+def softplus_sum_f(threads: int, a: Any, bias: Any, out: Any, columns: Any, biased: Any) -> None:
     assert threads == 256 * len(a) and columns == a.shape[1]
+    a = _biased(a, bias, columns if biased else 0)
     terms = np.maximum(a, 0).astype(np.float64) + np.log1p(np.exp(-np.abs(a)))
     out[...] = terms.sum(axis=1)
 
@@ -115,11 +136,129 @@ def leapfrog_f(
     n: Any,
 ) -> None:
     assert threads >= n == x.size and columns == x.shape[1]
-    i = np.arange(x.size)
-    at = (i // int(columns)) * int(row_stride) + (i % int(columns)) * int(column_stride)
-    q -= factor.ravel()[at].reshape(x.shape) * g
+    q -= _stretched(factor, x, columns, row_stride, column_stride) * g
     x += q
 
 
-uniform_d, normal_d, bernoulli_logit_d = uniform_f, normal_f, bernoulli_logit_f
-softplus_sum_d, descend_d, leapfrog_d = softplus_sum_f, descend_f, leapfrog_f
+def _stretched(factor: Any, like: Any, *strides: Any) -> Any:
+    """A factor of few numbers at all places of an array, by its strides."""
+    columns, row_stride, column_stride = (int(s) for s in strides)
+    assert columns == like.shape[1]
+    i = np.arange(like.size)
+    at = (i // columns) * row_stride + (i % columns) * column_stride
+    return factor.ravel()[at].reshape(like.shape)
+
+
+def set_off_f(threads: int, x: Any, z: Any, g: Any, scale: Any, moved: Any, q: Any, *rest: Any):
+    heat, *strides, n = rest
+    assert threads >= n == x.size
+    s = _stretched(scale, x, *strides)
+    q[...] = z * s - s * s / heat * q.dtype.type(0.5) * g
+    moved[...] = x + q
+
+
+def arrive_f(threads: int, q: Any, z: Any, g: Any, scale: Any, heat: Any, *rest: Any) -> None:
+    *strides, n = rest
+    assert threads >= n == q.size
+    s = _stretched(scale, q, *strides)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q[...] = np.where(s > 0, (q - s * s / heat * q.dtype.type(0.5) * g) / s, z)
+
+
+def accept_f(threads: int, energy: Any, end_energy: Any, z: Any, end_z: Any, u: Any, *rest: Any):
+    x, end_x, g, end_g, heat, divergence, columns, *out = rest
+    energy_out, x_out, g_out, acceptance, accepted, divergent = out
+    assert threads == 256 * len(x) and columns * len(x) == x.size == g.size == z.size
+    first, last = (a.reshape(len(x), -1).astype(np.float64) for a in (z, end_z))
+    with np.errstate(invalid="ignore"):
+        squares = (last * last - first * first).sum(axis=1)
+        change = 0.5 * squares + (end_energy - energy) / heat
+    change = np.where(np.isfinite(change), change, np.inf)
+    accepted[...] = -np.log(1 - u) > change
+    column = accepted.reshape(-1, *[1] * (x.ndim - 1))
+    x_out[...], g_out[...] = np.where(column, end_x, x), np.where(column, end_g, g)
+    energy_out[...] = np.where(accepted, end_energy, energy)
+    acceptance[...] = np.exp(-np.maximum(change, 0))
+    divergent[...] = abs(change) > divergence
+
+
+def momentum_f(threads: int, v: Any, b: Any, h: Any, y: Any, t: Any, *rest: Any) -> None:
+    theta, kind, columns = rest
+    assert threads == 256 * len(v) and columns == v.shape[1]
+    if kind < 2:
+        v += b
+        v[...] = np.where(v > theta, v - theta, np.where((v < -theta) & (kind == 0), v + theta, 0))
+    uphill = ((y - v).astype(np.float64) * (v - h)).sum(axis=1) > 0
+    before = np.where(uphill, 1, t.astype(np.float64))
+    t[...] = 0.5 * (1 + np.sqrt(1 + 4 * before * before))
+    share = ((before - 1) / t).astype(v.dtype)[:, None]
+    y[...] = v + share * (v - h)
+    h[...] = v
+
+
+def follow_f(threads: int, mean: Any, value: Any, rate: Any, n: Any) -> None:
+    assert threads >= n == mean.size
+    mean += rate * (value - mean)
+
+
+def rank_two_f(threads: int, w: Any, a: Any, b: Any, c: Any, d: Any, columns: Any, n: Any) -> None:
+    assert threads >= n == w.size and columns == w.shape[1]
+    w -= np.outer(a, b) + np.outer(c, d)
+
+
+def half_square_f(threads: int, r: Any, z: Any, n: Any) -> None:
+    assert threads >= n == r.size
+    z[...] = z.dtype.type(0.5) * r * r
+
+
+def respond_f(threads: int, field: Any, bias: Any, squares: Any, k: Any, columns: Any, n: Any):
+    assert threads >= n == squares.size and columns == field.shape[1]
+    squares[...] = (field + bias)[:, : int(k)] ** 2
+
+
+def slope_f(threads: int, z: Any, level: Any, binary: Any, columns: Any, n: Any) -> None:
+    assert threads >= n == z.size and columns == z.shape[1] == level.size
+    with np.errstate(over="ignore"):
+        z[...] = 1 / (1 + np.exp(z - level)) if binary else level / (1 + z)
+
+
+def gate_f(threads: int, field: Any, bias: Any, gate: Any, kind: Any, k: Any, columns: Any, n: Any):
+    assert threads >= n == field.size and columns == field.shape[1]
+    k = int(k)
+    field += bias
+    r, others = field[:, :k], field[:, k:]
+    np.tanh(others, out=others)
+    with np.errstate(over="ignore"):
+        if kind == 0:
+            r /= 1 + r * r
+        else:
+            r *= 1 / (1 + np.exp(r * r - gate.ravel())) if kind == 1 else gate
+
+
+def pull_f(threads: int, grad: Any, x: Any, width: Any, rest: Any, columns: Any, n: Any) -> None:
+    assert threads >= n == grad.size and columns == x.shape[1] == rest.size
+    grad += x * width - rest
+
+
+def im2col_f(threads: int, x: Any, rows: Any, *sizes: Any) -> None:
+    h, w, c, fh, fw, top, left, down, across, n = (int(s) for s in sizes)
+    assert threads >= n == rows.size and x.shape[1:] == (h, w, c)
+    padded = np.zeros((len(x), down + fh - 1, across + fw - 1, c), x.dtype)
+    padded[:, top : top + h, left : left + w] = x
+    found = np.lib.stride_tricks.sliding_window_view(padded, (fh, fw), axis=(1, 2))
+    rows[...] = found.transpose(0, 1, 2, 4, 5, 3).reshape(rows.shape)
+
+
+def col2im_f(threads: int, rows: Any, x: Any, *sizes: Any) -> None:
+    h, w, c, fh, fw, sh, sw, down, across, n = (int(s) for s in sizes)
+    assert threads >= n == x.size and x.shape[1:] == (h, w, c)
+    parts = rows.reshape(len(x), down, across, fh, fw, c)
+    x[...] = 0
+    for a in range(fh):
+        for b in range(fw):
+            x[:, a : a + down * sh : sh, b : b + across * sw : sw] += parts[:, :, :, a, b]
+
+
+# The same in float64.
+for _name in [name for name in globals() if name.endswith("_f")]:
+    globals()[f"{_name[:-2]}_d"] = globals()[_name]

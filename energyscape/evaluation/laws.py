@@ -324,9 +324,9 @@ class Recorder:
     def __init__(self) -> None:
         self.logits: Any = None
 
-    def bernoulli_logit(self, a: np.ndarray, out: Any = None) -> np.ndarray:
-        """Keep ``a``."""
-        self.logits = np.array(a)
+    def bernoulli_logit(self, a: np.ndarray, out: Any = None, bias: Any = None) -> np.ndarray:
+        """Keep ``a``, with its bias."""
+        self.logits = np.array(a) if bias is None else a + bias
         return np.zeros_like(a)
 
 

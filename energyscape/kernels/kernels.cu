@@ -77,42 +77,70 @@ extern "C" __global__ void normal_d(u64 seed, u32 purpose, u32 step, u32 call, d
     for (int k = 0; k < 2; ++k) if (2 * i + k < n) out[2 * i + k] = z[k];
 }
 
-// 0 or 1 with probability 1 / (1 + exp(-a)) of a 1; out may be a.
+// 0 or 1 with probability 1 / (1 + exp(-x)) of a 1, where x is a, or with columns > 0 a + bias, one
+// bias for each column; out may be a.
 extern "C" __global__ void bernoulli_logit_f(u64 seed, u32 purpose, u32 step, u32 call,
-                                             const float* a, float* out, u64 n) {
+                                             const float* a, const float* bias, float* out,
+                                             u64 columns, u64 n) {
     u64 i = INDEX; float u[4];
     four_uniforms(philox((u32)i, call, step, purpose, seed), u);
     for (int k = 0; k < 4; ++k) {
         u64 j = 4 * i + k;
-        if (j < n) out[j] = u[k] * (1.0f + expf(-a[j])) < 1.0f ? 1.0f : 0.0f;
+        if (j < n) {
+            float x = columns ? a[j] + bias[j % columns] : a[j];
+            out[j] = u[k] * (1.0f + expf(-x)) < 1.0f ? 1.0f : 0.0f;
+        }
     }
 }
 extern "C" __global__ void bernoulli_logit_d(u64 seed, u32 purpose, u32 step, u32 call,
-                                             const double* a, double* out, u64 n) {
+                                             const double* a, const double* bias, double* out,
+                                             u64 columns, u64 n) {
     u64 i = INDEX; double u[2];
     two_uniforms(philox((u32)i, call, step, purpose, seed), u);
     for (int k = 0; k < 2; ++k) {
         u64 j = 2 * i + k;
-        if (j < n) out[j] = u[k] * (1.0 + exp(-a[j])) < 1.0 ? 1.0 : 0.0;
+        if (j < n) {
+            double x = columns ? a[j] + bias[j % columns] : a[j];
+            out[j] = u[k] * (1.0 + exp(-x)) < 1.0 ? 1.0 : 0.0;
+        }
     }
 }
 
-// sum_j log(1 + exp(a_ij)) in double: one block of 256 threads per row.
+// The same x: its logistic function; out may be a.
+#define SIGMOID(NAME, T, EXP)                                                               \
+extern "C" __global__ void NAME(const T* a, const T* bias, T* out, u64 columns, u64 n) {    \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    T x = columns ? a[i] + bias[i % columns] : a[i];                                        \
+    out[i] = 1 / (1 + EXP(-x));                                                             \
+}
+SIGMOID(sigmoid_f, float, expf)
+SIGMOID(sigmoid_d, double, exp)
+
+// The sum of what the 256 threads of a block have, for all of them.
+__device__ __forceinline__ double block_sum(double value, double* part) {
+    part[threadIdx.x] = value;
+    for (int half = 128; half > 0; half >>= 1) {
+        __syncthreads();
+        if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+    }
+    __syncthreads();
+    return part[0];
+}
+
+// sum_j log(1 + exp(x_ij)) in double, x as above where biased: one block of 256 threads per row.
 #define SOFTPLUS_SUM(NAME, T, ABS, EXP, LOG1P)                                              \
-extern "C" __global__ void NAME(const T* a, double* out, u64 columns) {                     \
+extern "C" __global__ void NAME(const T* a, const T* bias, double* out, u64 columns,        \
+                                u32 biased) {                                               \
     __shared__ double part[256];                                                            \
     const T* row = a + (u64)blockIdx.x * columns;                                           \
     double sum = 0.0;                                                                       \
     for (u64 j = threadIdx.x; j < columns; j += 256) {                                      \
-        T x = row[j];                                                                       \
+        T x = biased ? row[j] + bias[j] : row[j];                                           \
         sum += (x > 0 ? x : (T)0) + LOG1P(EXP(-ABS(x)));                                    \
     }                                                                                       \
-    part[threadIdx.x] = sum;                                                                \
-    for (int half = 128; half > 0; half >>= 1) {                                            \
-        __syncthreads();                                                                    \
-        if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];              \
-    }                                                                                       \
-    if (threadIdx.x == 0) out[blockIdx.x] = part[0];                                        \
+    sum = block_sum(sum, part);                                                             \
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;                                            \
 }
 SOFTPLUS_SUM(softplus_sum_f, float, fabsf, expf, log1pf)
 SOFTPLUS_SUM(softplus_sum_d, double, fabs, exp, log1p)
@@ -150,3 +178,216 @@ extern "C" __global__ void NAME(T* x, T* q, const T* g, const T* factor, u64 col
 }
 LEAPFROG(leapfrog_f, float)
 LEAPFROG(leapfrog_d, double)
+
+// How a trajectory sets off: q = scale z - scale^2 / (2 heat) g, moved = x + q.
+#define SET_OFF(NAME, T)                                                                    \
+extern "C" __global__ void NAME(const T* x, const T* z, const T* g, const T* scale, T* moved, \
+                                T* q, T heat, u64 columns, u64 row_stride,                  \
+                                u64 column_stride, u64 n) {                                 \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    T s = scale[(i / columns) * row_stride + (i % columns) * column_stride];                \
+    T step = z[i] * s - s * s / heat * (T)0.5 * g[i];                                       \
+    q[i] = step;                                                                            \
+    moved[i] = x[i] + step;                                                                 \
+}
+SET_OFF(set_off_f, float)
+SET_OFF(set_off_d, double)
+
+// Its last kick, and momenta standardised again; where a coordinate is held they are the first z.
+#define ARRIVE(NAME, T)                                                                     \
+extern "C" __global__ void NAME(T* q, const T* z, const T* g, const T* scale, T heat,       \
+                                u64 columns, u64 row_stride, u64 column_stride, u64 n) {    \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    T s = scale[(i / columns) * row_stride + (i % columns) * column_stride];                \
+    q[i] = s > 0 ? (q[i] - s * s / heat * (T)0.5 * g[i]) / s : z[i];                        \
+}
+ARRIVE(arrive_f, float)
+ARRIVE(arrive_d, double)
+
+// Metropolis: each chain takes its proposal where Exp(1) > dH, or stays. One block per chain.
+// u is uniform on [0, 1); a change that is not finite counts as infinite.
+#define ACCEPT(NAME, T)                                                                     \
+extern "C" __global__ void NAME(const double* energy, const double* end_energy, const T* z, \
+                                const T* end_z, const double* u, const T* x, const T* end_x, \
+                                const T* g, const T* end_g, double heat, double divergence, \
+                                u64 columns, double* energy_out, T* x_out, T* g_out,        \
+                                double* acceptance, bool* accepted, bool* divergent) {      \
+    __shared__ double part[256];                                                            \
+    u64 row = blockIdx.x, first = row * columns;                                            \
+    double change = 0.0;                                                                    \
+    for (u64 j = first + threadIdx.x; j < first + columns; j += 256)                        \
+        change += (double)end_z[j] * end_z[j] - (double)z[j] * z[j];                        \
+    change = 0.5 * block_sum(change, part) + (end_energy[row] - energy[row]) / heat;        \
+    bool finite = change - change == 0.0;                                                   \
+    bool take = finite && -log(1.0 - u[row]) > change;                                      \
+    for (u64 j = first + threadIdx.x; j < first + columns; j += 256) {                      \
+        x_out[j] = take ? end_x[j] : x[j];                                                  \
+        g_out[j] = take ? end_g[j] : g[j];                                                  \
+    }                                                                                       \
+    if (threadIdx.x > 0) return;                                                            \
+    energy_out[row] = take ? end_energy[row] : energy[row];                                 \
+    acceptance[row] = !finite ? 0.0 : change > 0.0 ? exp(-change) : 1.0;                    \
+    accepted[row] = take;                                                                   \
+    divergent[row] = !(finite && fabs(change) <= divergence);                               \
+}
+ACCEPT(accept_f, float)
+ACCEPT(accept_d, double)
+
+// FISTA once the product is made, one block per row: z = shrink(v + b, theta) (kind 0), max of that
+// and 0 (1), or v as it is (2); momentum starts anew where (y - z)'(z - h) > 0; y and h move on.
+#define MOMENTUM(NAME, T)                                                                   \
+extern "C" __global__ void NAME(T* v, const T* b, T* h, T* y, T* t, T theta, u32 kind,      \
+                                u64 columns) {                                              \
+    __shared__ double part[256];                                                            \
+    u64 row = blockIdx.x, first = row * columns;                                            \
+    double uphill = 0.0, before = t[row];                                                   \
+    for (u64 j = first + threadIdx.x; j < first + columns; j += 256) {                      \
+        T z = v[j];                                                                         \
+        if (kind < 2) {                                                                     \
+            z += b[j];                                                                      \
+            z = z > theta ? z - theta : kind == 0 && z < -theta ? z + theta : (T)0;         \
+            v[j] = z;                                                                       \
+        }                                                                                   \
+        uphill += (double)(y[j] - z) * (double)(z - h[j]);                                  \
+    }                                                                                       \
+    uphill = block_sum(uphill, part);                                                       \
+    before = uphill > 0.0 ? 1.0 : before;                                                   \
+    T after = (T)(0.5 * (1.0 + sqrt(1.0 + 4.0 * before * before)));                         \
+    T share = (T)((before - 1.0) / after);                                                  \
+    for (u64 j = first + threadIdx.x; j < first + columns; j += 256) {                      \
+        T z = v[j];                                                                         \
+        y[j] = z + share * (z - h[j]);                                                      \
+        h[j] = z;                                                                           \
+    }                                                                                       \
+    if (threadIdx.x == 0) t[row] = after;                                                   \
+}
+MOMENTUM(momentum_f, float)
+MOMENTUM(momentum_d, double)
+
+// A running mean follows: mean += rate (value - mean).
+#define FOLLOW(NAME, T)                                                                     \
+extern "C" __global__ void NAME(T* mean, const T* value, T rate, u64 n) {                   \
+    u64 i = INDEX;                                                                          \
+    if (i < n) mean[i] += rate * (value[i] - mean[i]);                                      \
+}
+FOLLOW(follow_f, float)
+FOLLOW(follow_d, double)
+
+// w -= a b' + c d'.
+#define RANK_TWO(NAME, T)                                                                   \
+extern "C" __global__ void NAME(T* w, const T* a, const T* b, const T* c, const T* d,       \
+                                u64 columns, u64 n) {                                       \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    u64 row = i / columns, column = i % columns;                                            \
+    w[i] -= a[row] * b[column] + c[row] * d[column];                                        \
+}
+RANK_TWO(rank_two_f, float)
+RANK_TWO(rank_two_d, double)
+
+// z = r^2 / 2.
+#define HALF_SQUARE(NAME, T)                                                                \
+extern "C" __global__ void NAME(const T* r, T* z, u64 n) {                                  \
+    u64 i = INDEX;                                                                          \
+    if (i < n) z[i] = (T)0.5 * r[i] * r[i];                                                 \
+}
+HALF_SQUARE(half_square_f, float)
+HALF_SQUARE(half_square_d, double)
+
+// Squares of the first k columns of a field with its biases, which pools then add up.
+#define RESPOND(NAME, T)                                                                    \
+extern "C" __global__ void NAME(const T* field, const T* bias, T* squares, u64 k,           \
+                                u64 columns, u64 n) {                                       \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    T r = field[(i / k) * columns + i % k] + bias[i % k];                                   \
+    squares[i] = r * r;                                                                     \
+}
+RESPOND(respond_f, float)
+RESPOND(respond_d, double)
+
+// dF/dz of gating units from their z, in place: gamma units level / (1 + z), binary ones
+// sigmoid(level - z).
+#define SLOPE(NAME, T, EXP)                                                                 \
+extern "C" __global__ void NAME(T* z, const T* level, u32 binary, u64 columns, u64 n) {     \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    T own = level[i % columns];                                                             \
+    z[i] = binary ? 1 / (1 + EXP(z[i] - own)) : own / (1 + z[i]);                           \
+}
+SLOPE(slope_f, float, expf)
+SLOPE(slope_d, double, exp)
+
+// The way back of a field with its biases, in place. Of the first k columns r times the slope at
+// r^2: 1 / (1 + r^2) (kind 0), sigmoid(gate_j - r^2) (1), or what pools sent back, gate_ij (2); of
+// the others tanh.
+#define GATE(NAME, T, EXP, TANH)                                                            \
+extern "C" __global__ void NAME(T* field, const T* bias, const T* gate, u32 kind, u64 k,    \
+                                u64 columns, u64 n) {                                       \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    u64 row = i / columns, j = i % columns;                                                 \
+    T r = field[i] + bias[j];                                                               \
+    if (j >= k) field[i] = TANH(r);                                                         \
+    else if (kind == 0) field[i] = r / (1 + r * r);                                         \
+    else if (kind == 1) field[i] = r / (1 + EXP(r * r - gate[j]));                          \
+    else field[i] = r * gate[row * k + j];                                                  \
+}
+GATE(gate_f, float, expf, tanhf)
+GATE(gate_d, double, exp, tanh)
+
+// What a Gaussian adds to a gradient: grad += width x - rest, one width, a rest for each column.
+#define PULL(NAME, T)                                                                       \
+extern "C" __global__ void NAME(T* grad, const T* x, const T* width, const T* rest,         \
+                                u64 columns, u64 n) {                                       \
+    u64 i = INDEX;                                                                          \
+    if (i < n) grad[i] += x[i] * width[0] - rest[i % columns];                              \
+}
+PULL(pull_f, float)
+PULL(pull_d, double)
+
+// Windows of images (.., h, w, c) as rows: element (image, i, j, a, b, channel), 0 beyond the edge.
+#define IM2COL(NAME, T)                                                                     \
+extern "C" __global__ void NAME(const T* x, T* rows, u32 h, u32 w, u32 c, u32 fh, u32 fw,   \
+                                u32 top, u32 left, u32 down, u32 across, u64 n) {           \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    u64 rest = i;                                                                           \
+    u32 channel = rest % c; rest /= c;                                                      \
+    u32 b = rest % fw; rest /= fw;                                                          \
+    u32 a = rest % fh; rest /= fh;                                                          \
+    u32 col = rest % across + b; rest /= across;                                            \
+    u32 row = rest % down + a; rest /= down;                                                \
+    bool inside = row >= top && row < h + top && col >= left && col < w + left;             \
+    rows[i] = inside ? x[((rest * h + row - top) * w + col - left) * c + channel] : (T)0;   \
+}
+IM2COL(im2col_f, float)
+IM2COL(im2col_d, double)
+
+// The adjoint, of windows that begin every sh rows and sw columns: each place adds up the windows
+// that it lies in, so that no two threads write to one place.
+#define COL2IM(NAME, T)                                                                     \
+extern "C" __global__ void NAME(const T* rows, T* x, u32 h, u32 w, u32 c, u32 fh, u32 fw,   \
+                                u32 sh, u32 sw, u32 down, u32 across, u64 n) {              \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    u64 rest = i;                                                                           \
+    u32 channel = rest % c; rest /= c;                                                      \
+    u32 col = rest % w; rest /= w;                                                          \
+    u32 row = rest % h; rest /= h;                                                          \
+    T sum = 0;                                                                              \
+    for (u32 a = 0; a < fh && a <= row; ++a) {                                              \
+        u32 p = (row - a) / sh;                                                             \
+        if ((row - a) % sh || p >= down) continue;                                          \
+        for (u32 b = 0; b < fw && b <= col; ++b) {                                          \
+            u32 q = (col - b) / sw;                                                         \
+            if ((col - b) % sw || q >= across) continue;                                    \
+            sum += rows[((((rest * down + p) * across + q) * fh + a) * fw + b) * c + channel]; \
+        }                                                                                   \
+    }                                                                                       \
+    x[i] = sum;                                                                             \
+}
+COL2IM(col2im_f, float)
+COL2IM(col2im_d, double)

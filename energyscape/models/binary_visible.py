@@ -20,12 +20,18 @@ from energyscape.verbs import Params, as_column
 
 
 class BinaryVisible(BipartiteModel):
-    """A bipartite machine over bits x (all even layers of a deep one), given `visible_field`."""
+    """A bipartite machine over bits x (all even layers of a deep one), given `visible_product`."""
 
     domain = "binary"
 
     def visible_field(self, params: Params, h: Array) -> Array:
         """b + Wh, shape (n, units of x); a new array."""
+        field = self.visible_product(params, h)
+        field += params["b"]
+        return field
+
+    def visible_product(self, params: Params, h: Array) -> Array:
+        """Wh; a new array."""
         raise NotImplementedError
 
     def visible_energies(
@@ -39,9 +45,10 @@ class BinaryVisible(BipartiteModel):
         self, params: Params, h: Array, rng: Any, beta: Any = 1.0, base: Params | None = None
     ) -> Array:
         """x ~ p(x|h), shape (n, units of x)."""
-        field = self.visible_field(params, h)
         if base is None and np.ndim(beta) == 0 and beta == 1.0:
-            return rng.bernoulli_logit(field, out=field)
+            product = self.visible_product(params, h)
+            return rng.bernoulli_logit(product, out=product, bias=params["b"])
+        field = self.visible_field(params, h)
         field *= as_column(beta, field)
         if base is not None:
             field += as_column(1.0 - beta, field) * base["b"]

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from energyscape.backend import Array, namespace
-from energyscape.kernels import sigmoid, softplus_sum
+from energyscape.backend import Array, is_gpu_array, namespace
+from energyscape.kernels import follow, rank_two, sigmoid, softplus_sum
 from energyscape.models.base import EnergyModel
 from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.states import (
@@ -48,15 +48,27 @@ class BipartitePass(Pass):
     ) -> None:
         super().__init__(model, params, x)
         self.beta, self.base = beta, base
-        if field is None:
-            field = model.hidden_field(params, x)
-        self.field = field
+        # The field but for ``bias``, which kernels add as they read it; None where it is in.
+        self.product, self.bias = model.hidden_parts(params, x) if field is None else (field, None)
         self._hidden: Array = None
         self._visible: list[Any] = []  # shared by the passes of all β at these points
 
+    @property
+    def field(self) -> Array:
+        """W's(x) + c, shape (n, n_components)."""
+        if self.bias is not None:
+            self.product, self.bias = self.product + self.bias, None
+        return self.product
+
+    def _alike(self, x: Array, beta: Any, product: Array) -> BipartitePass:
+        """A pass at points whose ``product`` is known."""
+        other = type(self)(self.model, self.params, x, beta, self.base, product)
+        other.bias = self.bias
+        return other
+
     def __getitem__(self, rows: Any) -> BipartitePass:
         beta = self.beta if np.ndim(self.beta) == 0 else self.beta[rows]
-        part = type(self)(self.model, self.params, self.x[rows], beta, self.base, self.field[rows])
+        part = self._alike(self.x[rows], beta, self.product[rows])
         part._hidden = None if self._hidden is None else self._hidden[rows]
         return part
 
@@ -68,7 +80,7 @@ class BipartitePass(Pass):
 
     def at(self, beta: Any) -> BipartitePass:
         """The same points at another inverse temperature, without another product."""
-        other = type(self)(self.model, self.params, self.x, beta, self.base, self.field)
+        other = self._alike(self.x, beta, self.product)
         other._visible = self._visible
         return other
 
@@ -79,7 +91,7 @@ class BipartitePass(Pass):
         return own, at_base
 
     def _tempered(self) -> Array:
-        return self.field if is_one(self.beta) else self.field * as_column(self.beta, self.field)
+        return self.field * as_column(self.beta, self.field)
 
     def energy(self) -> Array:
         own, at_base = self._visible_energies()
@@ -87,15 +99,22 @@ class BipartitePass(Pass):
         energy = own if is_one(beta) else beta * own
         if at_base is not None:
             energy = energy + (1.0 - beta) * at_base
+        if is_one(beta):
+            return energy - softplus_sum(self.product, self.bias)
         return energy - softplus_sum(self._tempered())
 
     def hidden(self) -> Array:
         """p(h = 1 | x), shape (n, n_components)."""
         if self._hidden is None:
-            self._hidden = sigmoid(self._tempered())
+            if is_one(self.beta):
+                self._hidden = sigmoid(self.product, bias=self.bias)
+            else:
+                self._hidden = sigmoid(self._tempered())
         return self._hidden
 
     def sample_hidden(self, rng: Any) -> Array:
+        if is_one(self.beta):
+            return rng.bernoulli_logit(self.product, bias=self.bias)
         return rng.bernoulli_logit(self._tempered())
 
     def grad(self, weights: Array) -> Params:
@@ -145,9 +164,20 @@ class BipartiteModel(UnitsFromPass, EnergyModel):
 
     def hidden_field(self, params: Params, x: Array) -> Array:
         """W's(x) + c, of which everything about the hidden side is made."""
-        field = self.scaled(params, x) @ params["W"]
+        field = self.hidden_product(params, x)
         field += params["c"]
         return field
+
+    def hidden_product(self, params: Params, x: Array) -> Array:
+        """The field but for c; a new array."""
+        return self.scaled(params, x) @ params["W"]
+
+    def hidden_parts(self, params: Params, x: Array) -> tuple[Array, Array | None]:
+        """The field as a product and what is still to be added: c on a GPU, where the kernels that
+        read a field add it in passing; nothing on a CPU."""
+        if is_gpu_array(x):
+            return self.hidden_product(params, x), params["c"]
+        return self.hidden_field(params, x), None
 
     def event_shape(self, params: Params) -> tuple[int, ...]:
         """Shape of one row."""
@@ -197,10 +227,8 @@ class BipartiteModel(UnitsFromPass, EnergyModel):
         """∇ in plain parameters → ∇ in `coordinates`, in place."""
         offset = None
         if self.centered:
-            xp = namespace(grads["W"])
             offset = self.scaled(params, params["mean_v"])
-            left = xp.stack([offset, grads["b"]], axis=1)
-            grads["W"] -= left @ xp.stack([grads["c"], params["mean_h"]])
+            rank_two(grads["W"], offset, grads["c"], grads["b"], params["mean_h"])
         self.rescale(params, grads, offset)
 
     def rescale(self, params: Params, grads: Params, offset: Array | None) -> None:
@@ -282,8 +310,7 @@ def follow_means(params: Params, sums: Params) -> None:
     """Move the offsets ``mean_v`` and ``mean_h`` towards means of the data, where there are any."""
     for name in ("v", "h"):
         if f"mean/{name}" in sums:
-            mean = params[f"mean_{name}"]
-            mean += mean.dtype.type(_OFFSET_RATE) * (sums[f"mean/{name}"] - mean)
+            follow(params[f"mean_{name}"], sums[f"mean/{name}"], _OFFSET_RATE)
 
 
 def bipartite_shapes(d: int, k: int) -> dict[str, tuple[int, ...]]:

@@ -285,21 +285,17 @@ class DeepBoltzmannMachine(BinaryVisible):
         """
         return super().free_energy(params, x)
 
-    def hidden_field(self, params: Params, x: Array) -> Array:
-        field = Layers(params).fields(x, 1)
-        field += params["c"]
-        return field
+    def hidden_product(self, params: Params, x: Array) -> Array:
+        return Layers(params).fields(x, 1)
 
     def grad_from(self, params: Params, x: Array, hidden: Array, weights: Array) -> Params:
         """Σ_i w_i ∂F(y_i)/∂θ, with p of the odd side in ``hidden``."""
         h = hidden * -weights[:, None]
         return Layers(params).products(x, h) | {"b": -(weights @ x), "c": h.sum(axis=0)}
 
-    def visible_field(self, params: Params, h: Array) -> Array:
-        """Fields of the even layers given the odd ones."""
-        field = Layers(params).fields(h, 0)
-        field += params["b"]
-        return field
+    def visible_product(self, params: Params, h: Array) -> Array:
+        """What the odd layers send to the even ones."""
+        return Layers(params).fields(h, 0)
 
     def encode(self, params: Params, x: Array) -> Array:
         """Mean-field activities of rows v, by ``features``; of rows over all even layers, the exact

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from sklearn.utils.metaestimators import available_if
 
-from energyscape.backend import Array, namespace
+from energyscape.backend import Array, is_gpu_array, namespace
+from energyscape.kernels import half_square
 from energyscape.models.base import EnergyModel
 from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.gated_conditional import ConditionalMixin, is_gaussian
 from energyscape.models.gated_pass import GatedPass
+from energyscape.models.gated_response import Response
 from energyscape.models.gated_scores import ScoreMixin
 from energyscape.models.gated_units import BinaryUnits, GammaUnits
 from energyscape.models.inputs import deviation
@@ -265,8 +267,7 @@ class GatedMRF(UnitsFromPass, ConditionalMixin, ScoreMixin, EnergyModel):
             v /= root
             known |= {"v": v, "root": root}
         r = known["v"] @ params["C"] if self.normalize else u @ self.filters(params)
-        z = r * r
-        z *= z.dtype.type(0.5)
+        z = half_square(r)
         known |= {"r": r, "z": z @ params["P"] if "P" in params else z}
         if "W" in params:
             known["a"] = u @ params["W"]
@@ -354,6 +355,9 @@ class GatedMRF(UnitsFromPass, ConditionalMixin, ScoreMixin, EnergyModel):
         if self.finite:
             width = inverse * inverse * self.precision(params)
             rest = rest + params["mean_v"] * width + params["b"] * inverse
+        if is_gpu_array(C):
+            filters = Response(up[:d], level, back, k, pools, units, params)
+            return filters.gradient(width, rest)
         kept: dict[int, tuple[Array, ...]] = {}
 
         def gradient(x: Array) -> Array:

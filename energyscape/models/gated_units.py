@@ -41,6 +41,7 @@ class GammaUnits:
 
     name = "a"
     latents = "nonneg"
+    binary = False
 
     def __init__(self, least: float) -> None:
         self.least = least
@@ -82,6 +83,10 @@ class GammaUnits:
 
     def level(self, params: Params) -> Array:
         """What `gate` leaves out."""
+        return self.shapes(params)
+
+    def offset(self, params: Params) -> Array:
+        """What tells `kernels.slope` one unit from another."""
         return self.shapes(params)
 
     def gate(self, params: Params, z: Array, r: Array) -> None:
@@ -151,6 +156,7 @@ class BinaryUnits:
 
     name = "d"
     latents = "binary"
+    binary = True
 
     def start(self, z: Array, wanted: float) -> Array:
         """The common d in [-3, 3] at which the mean of Σ_k 2z ∂F/∂z over rows, which grows with
@@ -189,6 +195,10 @@ class BinaryUnits:
     def level(self, params: Params) -> Array:
         """What `gate` leaves out."""
         return namespace(params["d"]).ones_like(params["d"])
+
+    def offset(self, params: Params) -> Array:
+        """What tells `kernels.slope` one unit from another."""
+        return params["d"]
 
     def gate(self, params: Params, z: Array, r: Array) -> None:
         """r times `slope` at β = 1, in place; ``z`` is used up."""

@@ -190,8 +190,9 @@ class RBM(BinaryVisible):
 
     def grad_from(self, params: Params, x: Array, hidden: Array, weights: Array) -> Params:
         """Σ_i w_i ∂F(x_i)/∂θ = -Σ_i w_i (x_i p_i', x_i, p_i) with p = p(h = 1|x)."""
-        h = hidden * -weights[:, None]
-        return {"W": x.T @ h, "b": -(weights @ x), "c": h.sum(axis=0)}
+        pull = -weights
+        h = hidden * pull[:, None]
+        return {"W": x.T @ h, "b": pull @ x, "c": h.sum(axis=0)}
 
     def affine_layers(self, params: Params) -> list[Affine]:
         """One layer: p(h = 1|x), and the mean of x given h."""
@@ -203,10 +204,8 @@ class RBM(BinaryVisible):
         field = self.visible_field(params, h)
         return sigmoid(field, out=field)
 
-    def visible_field(self, params: Params, h: Array) -> Array:
-        field = h @ params["W"].T
-        field += params["b"]
-        return field
+    def visible_product(self, params: Params, h: Array) -> Array:
+        return h @ params["W"].T
 
     # ------------------------------------------------------------ fitted
 

@@ -53,7 +53,11 @@ class L1(Penalty):
 
     def prox(self, v: Array, step: Any, at: Array) -> Array:
         """argmin ½|u - v|² + step λ|u|₁, the soft threshold, in place."""
-        return soft_threshold(v, step * self.strength, out=v)
+        return soft_threshold(v, self.threshold(step), out=v)
+
+    def threshold(self, step: Any) -> Any:
+        """What `prox` takes off every |v|; no other penalty has one number for all."""
+        return step * self.strength
 
     def dual_norm(self, q: Array) -> Array:
         """|q|_∞/λ of each row, shape (n,), float64."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from energyscape.backend import Array, namespace, to_host
-from energyscape.kernels import leapfrog
+from energyscape.kernels import accept, arrive, leapfrog, set_off, squares
 from energyscape.registry import register
 from energyscape.samplers.adaptation import Multiplicative, RobbinsMonro
 from energyscape.samplers.base import Chains, Info, Sampler
@@ -57,27 +57,19 @@ def trajectory(
         Temperature: the energy is divided by it.
     """
     n, shape = len(x), x.shape
-    moved = x.copy()
-    flat = moved.reshape(n, -1)
-    q = z.reshape(n, -1) * scale
-    factor = scale * scale
-    if heat != 1.0:
-        factor /= x.dtype.type(heat)
-    half = factor * x.dtype.type(0.5)
-    g = grad.reshape(n, -1)
-    leapfrog(flat, q, g, half)
-    gradient = target.gradient() if n_leapfrog > _FEW else target.input_grad
-    for _ in range(n_leapfrog - 1):
-        g = gradient(moved).reshape(n, -1)
-        leapfrog(flat, q, g, factor)
+    z = z.reshape(n, -1)
+    flat, q = set_off(x.reshape(n, -1), z, grad.reshape(n, -1), scale, heat)
+    moved = flat.reshape(shape)
+    if n_leapfrog > 1:
+        gradient = target.gradient() if n_leapfrog > _FEW else target.input_grad
+        factor = scale * scale
+        if heat != 1.0:
+            factor /= x.dtype.type(heat)
+        for _ in range(n_leapfrog - 1):
+            leapfrog(flat, q, gradient(moved).reshape(n, -1), factor)
     energy, grad = target.energy_and_grad(moved)
-    q -= half * grad.reshape(n, -1)
-    if scale.shape[1] == 1:
-        q /= scale
-    else:
-        xp = namespace(x)
-        q = xp.where(scale > 0, q / xp.where(scale > 0, scale, 1), z.reshape(n, -1))
-    return Moved(moved, q.reshape(shape), energy, grad)
+    z = arrive(q, z, grad.reshape(n, -1), scale, heat)
+    return Moved(moved, z.reshape(shape), energy, grad)
 
 
 def energy_change(energy: Array, z: Array, end: Moved, heat: float = 1.0) -> Array:
@@ -85,12 +77,6 @@ def energy_change(energy: Array, z: Array, end: Moved, heat: float = 1.0) -> Arr
     xp = namespace(z)
     change = (end.energy - energy) / heat + 0.5 * (squares(end.z) - squares(z))
     return xp.where(xp.isfinite(change), change, xp.inf)
-
-
-def squares(z: Array) -> Array:
-    """|z|² of each chain, summed in float64, shape (n,)."""
-    flat = z.reshape(len(z), -1)
-    return (flat * flat).sum(axis=1, dtype=np.float64)
 
 
 class Gradient(Sampler):
@@ -195,24 +181,17 @@ class Gradient(Sampler):
         target: Any,
         chains: Chains,
         start: tuple[Array, Array],
+        z: Array,
         end: Moved,
-        change: Array,
         rng: Any,
-    ) -> tuple[Array, Info]:
+    ) -> Info:
         """Each chain takes its proposal or stays; the cache follows."""
-        xp, n = namespace(chains.x), len(chains.x)
-        accepted = rng.exponential(n) > change
-        column = accepted.reshape(n, *([1] * (chains.x.ndim - 1)))
-        energy = xp.where(accepted, end.energy, start[0])
-        grad = xp.where(column, end.grad, start[1])
-        chains.x = xp.where(column, end.x, chains.x)
+        (energy, grad), u = start, rng.uniform((len(chains.x),), np.float64)
+        now, after = (chains.x, z, grad, energy), (end.x, end.z, end.grad, end.energy)
+        found = accept(now, after, u, self.temperature, _DIVERGENT)
+        chains.x, grad, energy, acceptance, accepted, divergent = found
         chains.cache = (target.tag, energy, grad)
-        info = {
-            "acceptance": xp.exp(-xp.maximum(change, 0)),
-            "accepted": accepted,
-            "divergent": abs(change) > _DIVERGENT,
-        }
-        return column, info
+        return {"acceptance": acceptance, "accepted": accepted, "divergent": divergent}
 
 
 @register
@@ -303,10 +282,10 @@ class HMC(Gradient):
         step, count, share = self._lengths(chains, rng)
         with np.errstate(over="ignore", invalid="ignore"):
             end = trajectory(target, chains.x, grad, z, self._scaled(target, step, chains), count)
-            change = energy_change(energy, z, end)
-        origin = chains.x
-        column, info = self._accept(target, chains, (energy, grad), end, change, rng)
+            origin = chains.x
+            info = self._accept(target, chains, (energy, grad), z, end, rng)
         if self.persistence:
+            column = info["accepted"].reshape(len(z), *([1] * (z.ndim - 1)))
             chains.own["momentum"] = namespace(z).where(column, end.z, -z)
         if "chees_time" in chains.shared:
             mass = chains.shared.get("inverse_mass")
@@ -414,8 +393,7 @@ class Langevin(Gradient):
         energy, grad = self._at_start(target, chains, passed)
         with np.errstate(over="ignore", invalid="ignore"):
             end = trajectory(target, x, grad, z, scale, 1, heat)
-            change = energy_change(energy, z, end, heat)
-        return self._accept(target, chains, (energy, grad), end, change, rng)[1]
+            return self._accept(target, chains, (energy, grad), z, end, rng)
 
 
 def _halton(i: int) -> float:

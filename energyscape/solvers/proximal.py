@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from energyscape.backend import Array, namespace
+from energyscape.backend import Array, namespace, to_host
+from energyscape.kernels import momentum_step
 from energyscape.solvers.duality import norm_gap
 from energyscape.solvers.quadratic import Gram, Rows
 
@@ -102,14 +103,17 @@ def _descend(
     left, done = rows, 0
     while True:
         gap = distance(gram, left, penalty, state.h, positive)
-        leave = gap <= tol if done < max_iter else xp.ones(len(gap), bool)
-        if bool(leave.any()):
-            index = state.index[leave]
-            found.h[index], found.gap[index] = state.h[leave], gap[leave]
+        # The one wait for a device between checks: by number rows are picked without another.
+        leave = to_host(gap <= tol) if done < max_iter else np.ones(len(gap), bool)
+        if leave.any():
+            out = xp.asarray(np.flatnonzero(leave))
+            index = state.index[out]
+            found.h[index], found.gap[index] = state.h[out], gap[out]
             found.n_iter[index] = done
-            if bool(leave.all()):
+            if leave.all():
                 return found
-            state, left = state[~leave], left[~leave]
+            keep = xp.asarray(np.flatnonzero(~leave))
+            state, left = state[keep], left[keep]
         for _ in range(min(_EVERY, max_iter - done)):
             state.move(S, penalty, step, positive, accelerate)
         done += min(_EVERY, max_iter - done)
@@ -129,22 +133,19 @@ class _State:
         return _State(*(getattr(self, k)[keep] for k in ("index", "h", "y", "t", "b")))
 
     def move(self, S: Array, penalty: Any, step: float, positive: bool, accelerate: bool) -> None:
-        xp, y = namespace(S), self.y
-        v = y @ S
+        v, y = self.y @ S, self.y
+        if accelerate and hasattr(penalty, "threshold"):
+            theta = penalty.threshold(step)
+            momentum_step(v, self.b, self.h, y, self.t, theta, positive)
+            return
         v += self.b
         if positive:
-            xp.maximum(v, 0, out=v)
+            namespace(v).maximum(v, 0, out=v)
         v = penalty.prox(v, step, y)
-        if not accelerate:
+        if accelerate:
+            momentum_step(v, self.b, self.h, y, self.t, None)
+        else:
             self.h = self.y = v
-            return
-        moved = v - self.h
-        y -= v
-        t = xp.where(xp.einsum("ij,ij->i", y, moved) > 0, 1, self.t)
-        self.t = (0.5 * (1.0 + xp.sqrt(1.0 + 4.0 * t * t))).astype(v.dtype)
-        moved *= ((t - 1) / self.t).astype(v.dtype)[:, None]
-        xp.add(v, moved, out=y)
-        self.h = v
 
 
 def distance(gram: Gram, rows: Rows, penalty: Any, h: Array, positive: bool = False) -> Array:

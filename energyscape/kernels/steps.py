@@ -1,0 +1,127 @@
+"""Steps of parameters, of their averages, and of codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from energyscape.backend import Array, is_gpu_array
+from energyscape.kernels.calls import by_rows, each
+from energyscape.kernels.units import soft_threshold
+
+
+def descend(
+    w: Array,
+    g: Array,
+    velocity: Array,
+    rate: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    l1: float = 0.0,
+    l2: float = 0.0,
+) -> None:
+    """One step of gradient descent on ``w``, in place; ``g`` is used up.
+
+    v ← momentum·v − rate·g;  w ← w + v (Nesterov: w + momentum·v − rate·g);  then the proximal
+    step of l1|w| + l2 w²/2, which is stable for every rate and gives exact zeros:
+    w ← sign(w) max(|w| − rate·l1, 0) / (1 + rate·l2).
+
+    Parameters
+    ----------
+    w, g : arrays of one shape
+        Parameter and gradient.
+    velocity : array of that shape, or None where ``momentum`` is 0
+    rate, momentum, l1, l2 : float
+    """
+    if is_gpu_array(w):
+        _descend_gpu(w, g, velocity, rate, momentum, nesterov, l1, l2)
+        return
+    real = w.dtype.type
+    g *= real(-rate)
+    if momentum:
+        velocity *= real(momentum)
+        velocity += g
+        if nesterov:
+            g += real(momentum) * velocity
+            w += g
+        else:
+            w += velocity
+    else:
+        w += g
+    if l1:
+        w -= np.clip(w, real(-rate * l1), real(rate * l1))
+    if l2:
+        w *= real(1.0 / (1.0 + rate * l2))
+
+
+def _descend_gpu(
+    w: Array, g: Array, velocity: Array, rate: float, momentum: float, nesterov: bool, *decay: float
+) -> None:
+    if not (w.flags.c_contiguous and g.flags.c_contiguous):
+        raise ValueError("parameters and gradients must be C-contiguous on the GPU")
+    real: Any = w.dtype.type
+    l1, l2 = (real(rate * d) for d in decay)
+    v = w if velocity is None else velocity
+    scalars = (real(rate), real(momentum), np.uint32(nesterov), l1, l2, np.uint64(w.size))
+    each("descend", w, (w, g, v, *scalars))
+
+
+def follow(mean: Array, value: Array, rate: float) -> None:
+    """mean ← mean + rate (value - mean), in place."""
+    real: Any = mean.dtype.type
+    if is_gpu_array(mean):
+        each("follow", mean, (mean, value, real(rate), np.uint64(mean.size)))
+        return
+    mean += real(rate) * (value - mean)
+
+
+def rank_two(w: Array, a: Array, b: Array, c: Array, d: Array) -> None:
+    """w ← w - ab' - cd', in place, for vectors as long as w has rows (a, c) and columns (b, d)."""
+    if is_gpu_array(w):
+        each("rank_two", w, (w, a, b, c, d, np.uint64(w.shape[1]), np.uint64(w.size)))
+        return
+    # One product into new memory and one pass: quicker than two outer products.
+    w -= np.stack([a, c], axis=1) @ np.stack([b, d])
+
+
+def momentum_step(
+    v: Array,
+    b: Array,
+    h: Array,
+    y: Array,
+    t: Array,
+    theta: float | None,
+    positive: bool = False,
+) -> None:
+    """What FISTA does once its product is made: shrink, momentum with a restart for each row.
+
+    z = shrink(v + b, θ);  t₀ = 1 where (y - z)'(z - h) > 0, else t;  t ← (1 + √(1 + 4t₀²))/2;
+    y ← z + (t₀ - 1)/t (z - h);  h ← z. All in place; ``v`` is used up.
+
+    Parameters
+    ----------
+    v, b, h, y : arrays, shape (n, m)
+    t : array, shape (n,)
+        In their dtype.
+    theta : float or None
+        None: ``v`` is z already.
+    positive : bool, default False
+        z >= 0.
+    """
+    if is_gpu_array(v):
+        kind = np.uint32(2 if theta is None else int(positive))
+        by_rows(
+            "momentum", v, (v, b, h, y, t, v.dtype.type(theta or 0), kind, np.uint64(v.shape[1]))
+        )
+        return
+    if theta is not None:
+        v += b
+        soft_threshold(v, theta, positive, out=v)
+    moved = v - h
+    y -= v
+    before = np.where(np.einsum("ij,ij->i", y, moved) > 0, 1, t)
+    t[...] = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * before * before))
+    moved *= ((before - 1) / t).astype(v.dtype)[:, None]
+    np.add(v, moved, out=y)
+    h[...] = v

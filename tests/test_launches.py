@@ -1,0 +1,161 @@
+"""What an update asks of a GPU: how many kernels, and never to be waited for.
+
+Counted on the stand-in, which takes every function, method and operator that computes for a launch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import standin
+from cases import CASES, Case
+from sklearn.base import clone
+
+from energyscape.backend import Purpose, stream
+from energyscape.models import RBM, MPoT
+from energyscape.optim import SGD, Moment
+from energyscape.penalties import L1, GroupL1
+from energyscape.samplers import HMC, Langevin
+from energyscape.solvers import proximal
+from energyscape.solvers.quadratic import Gram, Rows
+from energyscape.trainers import PCD
+from energyscape.trainers.base import Batch
+
+
+def _updates(model: Any, trainer: Any, x: Any, n: int = 1) -> None:
+    """Updates of a model that has begun; counters are at 0 where they do."""
+    params = model.init_params(x, stream(0, Purpose.INIT, 0, "cuda:0"))
+    carry = trainer.start(model, params, x, stream(0, Purpose.START, 0, "cuda:0"))
+    y = trainer.targets(model, params, x)
+    standin.Counter.syncs = 0
+    standin.Counter.launches.clear()
+    for step in range(n):
+        rng = stream(0, Purpose.COLLECT, step, "cuda:0")
+        sums = trainer.collect(model, params, carry, Batch(x, len(x), y, 0.1), rng)
+        trainer.apply(model, params, carry, sums, Moment(0, step, 0.1, rng))
+
+
+def _launched() -> tuple[int, int]:
+    """Matrix products, and whatever else."""
+    products = sum(standin.Counter.launches[name] for name in standin.PRODUCTS)
+    return products, standin.small_launches()
+
+
+# ---------------------------------------------------------------- how many
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        # v, x'W of data and chains, both gradients in two: and b's. Small: x and v side by side,
+        # weights (2), sigmoid, two draws, -w, w·p, sum of h, three steps.
+        (RBM(5, centered=False), (4, 12)),
+        # Besides: four products with the means (before and after the step), and with what they
+        # give; sums of x and h and their means (4), one correction of W, two means that follow.
+        (RBM(5), (8, 25)),
+    ],
+    ids=["plain", "centred"],
+)
+def test_a_pcd_update_of_an_rbm(model: RBM, wanted: tuple[int, int], fake_cupy: Any) -> None:
+    x = fake_cupy.asarray(CASES[0].data.astype(np.float32))
+    _updates(model, PCD(optimizer=SGD(0.1)), x)
+    assert _launched() == wanted
+
+
+@pytest.mark.parametrize(
+    ("pools", "wanted"), [(False, (2, 3)), (True, (4, 5))], ids=["apart", "pools"]
+)
+def test_a_leapfrog_step_of_an_mpot(pools: bool, wanted: tuple[int, int], fake_cupy: Any) -> None:
+    """Products with filters each way (and with pools); responses with their biases, the Gaussian,
+    kick and drift (and squares, slopes)."""
+    x = fake_cupy.asarray(np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32))
+    found = []
+    for n in (20, 21, 31):
+        model = MPoT(6, n_mean_components=4, learn_pools=pools)
+        _updates(model, PCD(sampler=HMC(n, 0.01)), x)
+        found.append(_launched())
+    for steps, later in ((1, found[1]), (11, found[2])):
+        each = tuple((b - a) / steps for a, b in zip(found[0], later, strict=True))
+        assert each == wanted
+
+
+def test_what_surrounds_a_trajectory(fake_cupy: Any) -> None:
+    """Momenta, step sizes, two evaluations, the ends of a trajectory and Metropolis' choice: all of
+    an update of an mPoT but its 19 inner steps. More would show that something came apart."""
+    x = fake_cupy.asarray(np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32))
+    for pools, most in ((False, (21, 169)), (True, (28, 181))):
+        model = MPoT(6, n_mean_components=4, learn_pools=pools)
+        _updates(model, PCD(sampler=HMC(20, 0.01)), x)
+        products, small = _launched()
+        inner = (4, 5) if pools else (2, 3)
+        assert (products - 19 * inner[0], small - 19 * inner[1]) == most
+
+
+def test_metropolis_chooses_in_one_launch(fake_cupy: Any) -> None:
+    x = fake_cupy.asarray(np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32))
+    _updates(MPoT(6, n_mean_components=4), PCD(sampler=Langevin(0.01)), x)
+    for name in ("accept_f", "set_off_f", "arrive_f"):
+        assert standin.Counter.launches[name] == 1
+    assert not {"where", "isfinite"} & set(standin.Counter.launches)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "accelerate", "wanted"),
+    [(L1(0.1), True, (1, 1)), (L1(0.1), False, (1, 3)), (GroupL1(2, 0.1), True, (2, 11))],
+    ids=["FISTA", "ISTA", "FISTA of groups"],
+)
+def test_an_iteration_of_a_proximal_solver(
+    penalty: Any, accelerate: bool, wanted: tuple[int, int], fake_cupy: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    D, x = (fake_cupy.asarray(rng.standard_normal(s).astype(np.float32)) for s in ((5, 8), (7, 5)))
+    gram = Gram.of(D)
+    rows = Rows.of(gram, x)
+    t = fake_cupy.ones(7, np.float32)
+    state = proximal._State(None, rows.c.copy(), rows.c.copy(), t, rows.c)
+    standin.Counter.launches.clear()
+    state.move(gram.G, penalty, 0.1, False, accelerate)
+    assert _launched() == wanted
+
+
+# ---------------------------------------------------------------- never to be waited for
+
+# Models whose updates look at numbers on the device, with the reason.
+_GAPS = "its codes are solved to a tolerance, which is looked at every ten iterations"
+WAITS = {
+    "FactorAnalysis": "its one solve an epoch stops when noise variances have settled",
+    "GaussianMixture full": "once an epoch it asks whether a covariance has to be floored",
+    **dict.fromkeys(("SparseCoding", "PSD", "WhatWhere"), _GAPS),
+    **dict.fromkeys(("ConvSparseCoding", "ConvPSD", "LocalPSD"), _GAPS),
+}
+
+
+def _reason(case: Case) -> str | None:
+    return next(
+        (why for name, why in WAITS.items() if f"{case.name} ".startswith(f"{name} ")), None
+    )
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_no_model_is_waited_for_within_an_epoch(case: Case, fake_cupy: Any) -> None:
+    """Every model by its default trainer; those that have to wait say why, and do wait."""
+    model = case.make()
+    x = fake_cupy.asarray(case.data.astype(np.float32))
+    _updates(model, clone(model.default_trainer()), x, 2)
+    assert (standin.Counter.syncs > 0) == (_reason(case) is not None)
+
+
+def test_fista_waits_once_a_check(fake_cupy: Any) -> None:
+    rng = np.random.default_rng(0)
+    D, x = (fake_cupy.asarray(rng.standard_normal(s)) for s in ((5, 8), (40, 5)))
+    gram = Gram.of(D)
+    rows = Rows.of(gram, x)
+    standin.Counter.syncs = 0
+    found = proximal.fista(gram, rows, L1(0.5), tol=1e-8, max_iter=500)
+    waited = standin.Counter.syncs
+    iterations = found.n_iter.get()
+    assert len(set(iterations.tolist())) > 3, "rows leave at different times"
+    assert waited <= 1 + iterations.max() // proximal._EVERY
