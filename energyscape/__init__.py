@@ -6,6 +6,7 @@ from energyscape import callbacks, data, models, optim, samplers, trainers
 from energyscape._version import __version__
 from energyscape.evaluation import check_model, compare, diagnose, find_learning_rate
 from energyscape.io import load, save
+from energyscape.precision import matmul_precision
 from energyscape.registry import register
 from energyscape.versions import show_versions
 
@@ -20,6 +21,7 @@ __all__ = [
     "diagnose",
     "find_learning_rate",
     "load",
+    "matmul_precision",
     "models",
     "optim",
     "register",

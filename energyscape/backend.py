@@ -173,6 +173,11 @@ def gpu_status() -> GpuStatus:
 _PHILOX_FIRST_WORDS = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
 
+def gpu_module() -> Any:
+    """CuPy, for what no array tells; it is imported here and nowhere else."""
+    return _cupy()
+
+
 def _cupy() -> Any:
     import cupy
 

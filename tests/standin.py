@@ -101,7 +101,71 @@ def _shares(result: Any, array: Any) -> bool:
     return isinstance(array, np.ndarray) and np.may_share_memory(result, array)
 
 
+class Linalg:
+    """CuPy's private module of products: the setting, and cublasGemmEx as it wraps it."""
+
+    COMPUTE_TYPE_DEFAULT, COMPUTE_TYPE_TF32 = 1, 7
+    kind = COMPUTE_TYPE_DEFAULT
+
+    @classmethod
+    def get_compute_type(cls, dtype: Any) -> int:
+        assert np.dtype(dtype) == np.float32
+        return cls.kind
+
+    @classmethod
+    def set_compute_type(cls, dtype: Any, kind: int) -> None:
+        assert np.dtype(dtype) == np.float32
+        cls.kind = kind
+
+    @staticmethod
+    def tensordot_core_v11(
+        turn_a: int,
+        turn_b: int,
+        m: int,
+        n: int,
+        k: int,
+        a: Any,
+        lda: int,
+        b: Any,
+        ldb: int,
+        *out: Any,
+    ) -> None:
+        """c = op(a) op(b) of matrices by columns, of inputs in float16 and sums in float32."""
+        c, ldc = out
+
+        def matrix(array: Any, rows: int, columns: int, lead: int) -> np.ndarray:
+            assert array.flags.c_contiguous and lead >= rows
+            flat = array._host.reshape(-1)
+            assert flat.size >= lead * (columns - 1) + rows
+            strides = (flat.itemsize, lead * flat.itemsize)
+            return np.lib.stride_tricks.as_strided(flat, (rows, columns), strides)
+
+        assert a.dtype == b.dtype == np.float16 and c.dtype == np.float32
+        Counter.launches["matmul"] += 1
+        left = matrix(a, *((k, m) if turn_a else (m, k)), lda).astype(np.float32)
+        right = matrix(b, *((n, k) if turn_b else (k, n)), ldb).astype(np.float32)
+        into = matrix(c, m, n, ldc)
+        into[...] = (left.T if turn_a else left) @ (right.T if turn_b else right)
+
+
+def to_tf32(a: np.ndarray) -> np.ndarray:
+    """float32 rounded to the nearest number of 10 bits of mantissa."""
+    bits = np.ascontiguousarray(a).view(np.uint32).astype(np.uint64)
+    bits += 0x0FFF + ((bits >> np.uint64(13)) & np.uint64(1))
+    return (bits & np.uint64(0xFFFFE000)).astype(np.uint32).view(np.float32)
+
+
+def _at_precision(name: str, args: Any) -> Any:
+    """The inputs of a product of two matrices as the setting has them."""
+    if name.strip("_") != "matmul" or Linalg.kind != Linalg.COMPUTE_TYPE_TF32:
+        return args
+    plain = all(a.ndim == 2 and a.dtype == np.float32 for a in args)
+    return tuple(map(to_tf32, args)) if plain else args
+
+
 class _Device:
+    compute_capability = "80"
+
     def __init__(self, id: int | None = None) -> None:
         self.id = 0 if id is None else id
         self.mem_info = (1 << 34, 1 << 34)
@@ -216,7 +280,10 @@ def _method(name: str) -> Any:
 
 def _operator(name: str) -> Any:
     def operator(self: ndarray, other: Any) -> Any:
-        result = getattr(self._host, name)(_unwrap(other))
+        host, given = self._host, _unwrap(other)
+        if name == "__matmul__":
+            host, given = _at_precision(name, (host, given))
+        result = getattr(host, name)(given)
         if result is NotImplemented:
             return NotImplemented
         _count(name.strip("_"), result)
@@ -308,6 +375,8 @@ def module() -> types.ModuleType:
         Event=_Event,
         alloc_pinned_memory=_alloc_pinned_memory,
     )
+    Linalg.kind = Linalg.COMPUTE_TYPE_DEFAULT
+    fake._core = types.SimpleNamespace(_routines_linalg=Linalg)  # type: ignore[attr-defined]
     for name in FUNCTIONS:
         setattr(fake, name, _function(name))
     fft = {name: _function(name, np.fft) for name in FFT}
@@ -330,7 +399,7 @@ def _function(name: str, module: Any = np) -> Any:
             sent = ndarray(args[0])  # not a copy: it is still under way
             _under_way[id(sent)] = sent
             return sent
-        given = _unwrap(args, host)
+        given = _at_precision(name, _unwrap(args, host))
         result = getattr(module, name)(*given, **kwargs)
         _count(name, result, given)
         if host and isinstance(result, np.ndarray) and any(result is a for a in args):

@@ -2,6 +2,7 @@
 
 from energyscape.kernels.chains import accept, arrive, leapfrog, set_off, squares
 from energyscape.kernels.gates import gate, half_square, pull, respond, slope
+from energyscape.kernels.products import matmul
 from energyscape.kernels.steps import descend, follow, momentum_step, rank_two
 from energyscape.kernels.units import log1p, sigmoid, soft_threshold, softplus_sum
 from energyscape.kernels.windows import col2im, im2col
@@ -17,6 +18,7 @@ __all__ = [
     "im2col",
     "leapfrog",
     "log1p",
+    "matmul",
     "momentum_step",
     "pull",
     "rank_two",

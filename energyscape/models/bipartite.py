@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, is_gpu_array, namespace
-from energyscape.kernels import follow, rank_two, sigmoid, softplus_sum
+from energyscape.kernels import follow, matmul, rank_two, sigmoid, softplus_sum
 from energyscape.models.base import EnergyModel
 from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.states import (
@@ -170,7 +170,7 @@ class BipartiteModel(UnitsFromPass, EnergyModel):
 
     def hidden_product(self, params: Params, x: Array) -> Array:
         """The field but for c; a new array."""
-        return self.scaled(params, x) @ params["W"]
+        return matmul(self.scaled(params, x), params["W"])
 
     def hidden_parts(self, params: Params, x: Array) -> tuple[Array, Array | None]:
         """The field as a product and what is still to be added: c on a GPU, where the kernels that

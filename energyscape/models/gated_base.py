@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, is_gpu_array, namespace
-from energyscape.kernels import half_square
+from energyscape.kernels import half_square, matmul
 from energyscape.models.base import EnergyModel
 from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.gated_conditional import ConditionalMixin, is_gaussian
@@ -266,11 +266,11 @@ class GatedMRF(UnitsFromPass, ConditionalMixin, ScoreMixin, EnergyModel):
             root = namespace(u).sqrt((v * v).mean(axis=1) + u.dtype.type(_FLOOR))[:, None]
             v /= root
             known |= {"v": v, "root": root}
-        r = known["v"] @ params["C"] if self.normalize else u @ self.filters(params)
+        r = matmul(known["v"], params["C"]) if self.normalize else matmul(u, self.filters(params))
         z = half_square(r)
-        known |= {"r": r, "z": z @ params["P"] if "P" in params else z}
+        known |= {"r": r, "z": matmul(z, params["P"]) if "P" in params else z}
         if "W" in params:
-            known["a"] = u @ params["W"]
+            known["a"] = matmul(u, params["W"])
             known["a"] += params["c"]
         return known
 
@@ -294,13 +294,13 @@ class GatedMRF(UnitsFromPass, ConditionalMixin, ScoreMixin, EnergyModel):
             grad /= known["root"]
             grad = grad @ params["S"]
         else:
-            grad = dr @ self.filters(params).T
+            grad = matmul(dr, self.filters(params).T)
         if self.finite:
             own = u * self.precision(params)
             own -= params["b"]
             grad += own if is_one(beta) else own * as_column(beta, own)
         if p is not None:
-            grad -= p @ params["W"].T
+            grad -= matmul(p, params["W"].T)
         return grad
 
     # ------------------------------------------------------------ verbs

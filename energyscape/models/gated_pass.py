@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
-from energyscape.kernels import sigmoid, softplus_sum
+from energyscape.kernels import matmul, sigmoid, softplus_sum
 from energyscape.verbs import Params, Pass, as_column, is_one
 
 
@@ -74,7 +74,7 @@ class GatedPass(Pass):
         """∂F_β/∂z, ∂F_β/∂r and the tempered mean units' rates."""
         slope = self.model.units.slope(self.params, self.known["z"], self.beta)
         r = self.known["r"]
-        dr = (slope @ self.params["P"].T if "P" in self.params else slope) * r
+        dr = (matmul(slope, self.params["P"].T) if "P" in self.params else slope) * r
         if "a" not in self.known:
             return slope, dr, None
         p = sigmoid(self._field())
@@ -94,18 +94,18 @@ class GatedPass(Pass):
         slope, dr, p = self._pull()
         w = weights[:, None]
         if "v" in known:
-            grads = {"C": known["v"].T @ (dr * w)}
+            grads = {"C": matmul(known["v"].T, dr * w)}
         else:
-            grads = {"C": params["S"] @ (known["u"].T @ (dr * w))}
+            grads = {"C": params["S"] @ matmul(known["u"].T, dr * w)}
         grads |= model.units.grad(params, known["z"], weights)
         if "P" in params:
             r = known["r"]
-            grads["P"] = (0.5 * r * r).T @ (slope * w)
+            grads["P"] = matmul((0.5 * r * r).T, slope * w)
         if not model.finite:
             return grads
         grads["b"] = -(weights @ known["u"])
         if p is not None:
-            grads |= {"W": -(known["u"].T @ (p * w)), "c": -(weights @ p)}
+            grads |= {"W": -matmul(known["u"].T, p * w), "c": -(weights @ p)}
         if model.learns_scale:
             u = known["u"]
             grads["log_var"] = -0.5 * model.precision(params) * (weights @ (u * u).sum(axis=1))

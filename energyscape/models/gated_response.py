@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from energyscape.backend import Array, namespace
-from energyscape.kernels import gate, pull, respond, slope
+from energyscape.kernels import gate, matmul, pull, respond, slope
 from energyscape.verbs import Params
 
 
@@ -49,15 +49,15 @@ class Response:
         pools_back = None if pools is None else xp.ascontiguousarray(pools.T)
 
         def gradient(x: Array) -> Array:
-            field, sent = xp.matmul(x, self.up), None
+            field, sent = matmul(x, self.up), None
             if pools is not None:
                 sent = xp.empty((len(x), k), x.dtype)
                 respond(field, self.level, sent)
-                pooled = xp.matmul(sent, pools)
+                pooled = matmul(sent, pools)
                 slope(pooled, offset, binary)
-                sent = xp.matmul(pooled, pools_back)
+                sent = matmul(pooled, pools_back)
             gate(field, self.level, k, binary, offset, sent)
-            grad = xp.matmul(field, self.back)
+            grad = matmul(field, self.back)
             if width is not None:
                 pull(grad, x, width, rest)
             return grad

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace, to_host
-from energyscape.kernels import sigmoid
+from energyscape.kernels import matmul, sigmoid
 from energyscape.layers import Affine, Identity, Sigmoid
 from energyscape.models.bipartite import BipartiteModel, bipartite_shapes
 from energyscape.models.filter_energy import Curved, Matched, Slopes, curved, matched
@@ -195,7 +195,11 @@ n_features_in_, seed_, trainer_
         precision = xp.exp(-params["log_var"])
         h = hidden * -weights[:, None]
         d = x - params["b"]
-        grads = {"W": (x * precision).T @ h, "b": -(weights @ d) * precision, "c": h.sum(axis=0)}
+        grads = {
+            "W": matmul((x * precision).T, h),
+            "b": -(weights @ d) * precision,
+            "c": h.sum(axis=0),
+        }
         d *= d
         energy = 0.5 * (weights @ d) * precision
         grads["log_var"] = -energy - (params["W"] * grads["W"]).sum(axis=1)
@@ -238,10 +242,10 @@ n_features_in_, seed_, trainer_
                 kept.clear()
                 kept[len(x)] = xp.empty((len(x), len(level)), x.dtype), xp.empty_like(x)
             field, grad = kept[len(x)]
-            xp.matmul(x, up, out=field)
+            matmul(x, up, out=field)
             field += level
             xp.tanh(field, out=field)
-            xp.matmul(field, down, out=grad)
+            matmul(field, down, out=grad)
             grad += rest
             own = x * precision
             return xp.subtract(own, grad, out=grad)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, is_gpu_array, namespace
-from energyscape.kernels import sigmoid
+from energyscape.kernels import matmul, sigmoid
 from energyscape.layers import Affine, Sigmoid
 from energyscape.models.binary_visible import BinaryVisible
 from energyscape.models.bipartite import BipartitePass, bipartite_shapes
@@ -192,7 +192,7 @@ class RBM(BinaryVisible):
         """Σ_i w_i ∂F(x_i)/∂θ = -Σ_i w_i (x_i p_i', x_i, p_i) with p = p(h = 1|x)."""
         pull = -weights
         h = hidden * pull[:, None]
-        return {"W": x.T @ h, "b": pull @ x, "c": h.sum(axis=0)}
+        return {"W": matmul(x.T, h), "b": pull @ x, "c": h.sum(axis=0)}
 
     def affine_layers(self, params: Params) -> list[Affine]:
         """One layer: p(h = 1|x), and the mean of x given h."""
@@ -205,7 +205,7 @@ class RBM(BinaryVisible):
         return sigmoid(field, out=field)
 
     def visible_product(self, params: Params, h: Array) -> Array:
-        return h @ params["W"].T
+        return matmul(h, params["W"].T)
 
     # ------------------------------------------------------------ fitted
 
