@@ -128,7 +128,8 @@ def resolve_device(device: str | None, x: Any) -> str:
         raise DeviceError(f"device={device!r} was asked for, but {status.reason}")
     index = int(device[5:]) if ":" in device else (x.device.id if is_gpu_array(x) else 0)
     if index >= status.count:
-        raise DeviceError(f"device={device!r} was asked for, but there are {status.count} GPUs")
+        there = "cuda:0" if status.count == 1 else f"cuda:0 to cuda:{status.count - 1}"
+        raise DeviceError(f"device={device!r} was asked for, but there is only {there}")
     return f"cuda:{index}"
 
 
@@ -163,10 +164,18 @@ def gpu_status() -> GpuStatus:
         if float(product.sum()) != 8.0 or words.get().tolist() != _PHILOX_FIRST_WORDS:
             return GpuStatus(False, "the GPU computed a wrong product or wrong random bits")
     except Exception as error:  # a broken CUDA set-up fails in too many ways to name; all are told
-        return GpuStatus(False, f"the GPU probe failed: {type(error).__name__}: {error}")
+        return GpuStatus(False, f"the GPU probe failed: {type(error).__name__}: {_told(error)}")
     name = name.decode() if isinstance(name, bytes) else str(name)
     _log.info("GPU usable: %s (%d device(s))", name, count)
     return GpuStatus(True, "", count, name)
+
+
+def _told(error: Exception) -> str:
+    """What a probe met, and for a library of CUDA's that is missing how to come by it."""
+    text = str(error).strip()
+    if any(name in text.lower() for name in ("nvrtc", "cublas", "libcu", "cudart")):
+        text += " (pip install energyscape[gpu-cuda12], or [gpu-cuda13], brings CUDA's libraries)"
+    return text
 
 
 # Philox4x32-10 of an all-zero counter and key (Salmon et al., 2011, known-answer test).

@@ -9,6 +9,7 @@ by their NumPy twins in `twins`.
 from __future__ import annotations
 
 import collections
+import math
 import re
 import types
 from typing import Any
@@ -163,12 +164,26 @@ def _at_precision(name: str, args: Any) -> Any:
     return tuple(map(to_tf32, args)) if plain else args
 
 
+class OutOfMemoryError(MemoryError):
+    """As CuPy's, by name and words."""
+
+
+OutOfMemoryError.__module__ = "cupy.cuda.memory"
+
+
+class Memory:
+    """How large an array may be, and what the device and the pool say that they have."""
+
+    largest: float = math.inf
+    total, free, pooled = 1 << 34, 1 << 34, 0
+
+
 class _Device:
     compute_capability = "80"
 
     def __init__(self, id: int | None = None) -> None:
         self.id = 0 if id is None else id
-        self.mem_info = (1 << 34, 1 << 34)
+        self.mem_info = (Memory.free, Memory.total)
 
     def __enter__(self) -> _Device:
         return self
@@ -202,6 +217,8 @@ class ndarray:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, host: np.ndarray) -> None:
+        if host.nbytes > Memory.largest and host.flags.owndata:
+            raise OutOfMemoryError(f"Out of memory allocating {host.nbytes:,} bytes")
         self._host = host
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
@@ -375,6 +392,8 @@ def module() -> types.ModuleType:
         Event=_Event,
         alloc_pinned_memory=_alloc_pinned_memory,
     )
+    pool = types.SimpleNamespace(total_bytes=lambda: Memory.pooled)
+    fake.get_default_memory_pool = lambda: pool  # type: ignore[attr-defined]
     Linalg.kind = Linalg.COMPUTE_TYPE_DEFAULT
     fake._core = types.SimpleNamespace(_routines_linalg=Linalg)  # type: ignore[attr-defined]
     for name in FUNCTIONS:

@@ -90,8 +90,28 @@ def test_device_names_are_checked(device: Any) -> None:
 
 
 def test_a_gpu_that_is_not_there(fake_cupy: Any) -> None:
-    with pytest.raises(DeviceError, match=r"'cuda:5' was asked for, but there are 1 GPUs"):
+    with pytest.raises(DeviceError, match=r"'cuda:5' was asked for, but there is only cuda:0"):
         RBM(3, device="cuda:5").fit(BITS)
+
+
+def test_no_driver_and_no_cublas(fake_cupy: Any, monkeypatch: Any) -> None:
+    def absent(*args: Any) -> Any:
+        raise ImportError('Failure finding "libcublasLt.so.12"')
+
+    monkeypatch.setattr(standin.ndarray, "__matmul__", absent)
+    with pytest.raises(DeviceError, match=r"libcublasLt.*\(pip install energyscape\[gpu-cuda12\]"):
+        RBM(3, device="cuda").fit(BITS)
+    monkeypatch.setattr(fake_cupy.cuda, "is_available", lambda: False)
+    backend.gpu_status.cache_clear()
+    with pytest.raises(DeviceError, match=r"sees no CUDA device \(no driver, or none is visible\)"):
+        RBM(3, device="cuda:0").fit(BITS)
+
+
+def test_real_cupy_without_a_driver_says_so() -> None:
+    if backend.gpu_status().usable or importlib.util.find_spec("cupy") is None:
+        pytest.skip("a GPU is usable here, or CuPy is not there to ask")
+    with pytest.raises(DeviceError, match=r"CuPy sees no CUDA device|the GPU probe failed"):
+        RBM(3, device="cuda").fit(BITS)
 
 
 # ---------------------------------------------------------------- the container rule

@@ -29,7 +29,7 @@ LAYERS = [
     "layers convolution corruptions",
     "penalties losses embeddings optim",
     "solvers samplers",
-    "trainers sharing training callbacks",
+    "trainers sharing memory training callbacks",
     "models",
     "data evaluation plotting cli cli_cluster cli_compare distributed versions",
 ]

@@ -31,6 +31,7 @@ from energyscape.backend import (
     to_device,
 )
 from energyscape.errors import CapabilityError, DivergenceError
+from energyscape.memory import told_of_memory
 from energyscape.models.inputs import as_rows, warn_range
 from energyscape.models.likelihood import LikelihoodMixin
 from energyscape.models.parameters import ParametersMixin
@@ -287,7 +288,11 @@ class EnergyModel(
 
     def _begin(self, trainer: Any, rows: Rows, start: int = 0, workers: Workers = ALONE) -> None:
         plan = Plan(self.seed_, self._device, 0, None, workers=workers)
-        with on_device(self._device), np.errstate(over="ignore", invalid="ignore"):
+        quiet, told = (
+            np.errstate(over="ignore", invalid="ignore"),
+            told_of_memory(self, trainer, rows),
+        )
+        with on_device(self._device), told, quiet:
             x, total = training.start_rows(trainer, rows, plan)
             rng = stream(self.seed_, Purpose.INIT, 2 + start, self._device)
             try:
@@ -337,7 +342,7 @@ class EnergyModel(
         self._forget()
         plan = Plan(self.seed_, self._device, until, span, bool(self.verbose), workers)
         try:
-            with on_device(self._device):
+            with on_device(self._device), told_of_memory(self, trainer, rows, self._state):
                 training.run(self, trainer, self._state, rows, held_out, plan)
         finally:
             self._forget()

@@ -1,0 +1,215 @@
+"""What to say when a GPU's memory is full: how much was wanted, is free, and would do.
+
+What a row and a chain take is measured: two small updates on the CPU, where NumPy tells the
+interpreter of every array that it makes (`tracemalloc`). The GPU's path makes much the same arrays,
+so that the counts are meant as "about".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import traceback
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from energyscape.backend import Purpose, gpu_module, is_gpu_array, stream, to_host
+from energyscape.errors import DeviceError
+from energyscape.optim import Moment
+from energyscape.sources import Rows, compute_dtype
+from energyscape.trainers.base import Batch
+from energyscape.verbs import Params
+
+_FEW, _MORE = 16, 48  # rows and chains of the updates that are measured
+_USABLE = 0.9  # of free memory: the rest is lost between blocks of unequal size
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that an update takes besides the parameters and what the strategy keeps of their size.
+
+    Attributes
+    ----------
+    fixed, row, chain : float
+        For itself, for each row of a batch, and for each chain where their number is set apart.
+    """
+
+    fixed: float
+    row: float
+    chain: float
+
+    def of(self, rows: int, chains: int) -> float:
+        """Bytes of an update."""
+        return self.fixed + rows * self.row + chains * self.chain
+
+
+@contextlib.contextmanager
+def told_of_memory(model: Any, trainer: Any, rows: Rows, state: Any = None) -> Iterator[None]:
+    """Turn a GPU's full memory into a `DeviceError` that says what would fit."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if error.__traceback__ is not None:
+            traceback.clear_frames(error.__traceback__)  # which hold what was made until then
+        raise out_of_memory(model, trainer, rows, state, error) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether CuPy found no room for an array."""
+    return type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("cupy")
+
+
+def out_of_memory(
+    model: Any, trainer: Any, rows: Rows, state: Any, error: BaseException
+) -> DeviceError:
+    """The error for a fit of ``model`` by ``trainer`` on ``rows`` that met ``error``.
+
+    Parameters
+    ----------
+    model, trainer
+    rows : Rows
+    state : TrainState or None
+        None before there is one.
+    error : cupy.cuda.memory.OutOfMemoryError
+    """
+    cupy = gpu_module()
+    free, total = cupy.cuda.Device().mem_info
+    capacity = free + cupy.get_default_memory_pool().total_bytes()
+    wanted = re.search(r"allocating ([\d,]+) bytes", str(error))
+    asked = f"an array of {_size(int(wanted[1].replace(',', '')))}" if wanted else "an array"
+    device = f"cuda:{cupy.cuda.Device().id}"
+    what = (
+        f"{type(model).__name__} by {type(trainer).__name__} ran out of memory on {device}: "
+        f"{asked} found no room; of {_size(total)} this process can have {_size(capacity)}"
+    )
+    try:
+        advice = _advice(model, trainer, rows, state, _USABLE * capacity)
+    except Exception as other:  # whatever a small update may raise: the fault to tell is the first
+        advice = f"A smaller batch_size may fit; how small could not be measured ({other})"
+    return DeviceError(f"{what}. {advice}")
+
+
+def measured_needs(model: Any, trainer: Any, params: Params, x: np.ndarray) -> Needs:
+    """What an update takes, from three small ones on the CPU.
+
+    Parameters
+    ----------
+    model, trainer
+    params : dict of NumPy arrays
+        Left as they are.
+    x : array, shape (n, *event_shape)
+        Rows to repeat, in the dtype of the parameters.
+    """
+    both, rows, chains = (
+        _peak(model, trainer, params, x, *counts)
+        for counts in ((_FEW, _FEW), (_MORE, _FEW), (_FEW, _MORE))
+    )
+    row, chain = ((more - both) / (_MORE - _FEW) for more in (rows, chains))
+    return Needs(max(0.0, both - _FEW * (row + chain)), max(row, 1.0), max(chain, 0.0))
+
+
+def _peak(model: Any, trainer: Any, params: Params, x: np.ndarray, rows: int, chains: int) -> float:
+    """Most bytes of arrays at any time of an update, with its rows and chains."""
+    trial, own = clone(trainer), {key: value.copy() for key, value in params.items()}
+    if "n_chains" in trial.get_params(deep=False):
+        trial.set_params(n_chains=chains)
+    batch = x[np.arange(rows) % len(x)]
+    rng = stream(0, Purpose.COLLECT)
+    with np.errstate(all="ignore"):
+        carry = trial.start(model, own, batch, rng)
+        y = trial.targets(model, own, batch)
+        kept = sum(v.nbytes for key, v in carry.items() if key.startswith("chain/"))
+        tracing = tracemalloc.is_tracing()
+        tracemalloc.start()
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        try:
+            sums = trial.collect(model, own, carry, Batch(batch, rows, y, 0.0), rng)
+            trial.apply(model, own, carry, sums, Moment(0, 0, 0.0, rng))
+            peak = tracemalloc.get_traced_memory()[1] - before
+        finally:
+            if not tracing:
+                tracemalloc.stop()
+    return peak + batch.nbytes + kept
+
+
+def _advice(model: Any, trainer: Any, rows: Rows, state: Any, usable: float) -> str:
+    """What would fit into ``usable`` bytes, in words."""
+    if trainer.every == "epoch":
+        return (
+            f"{type(trainer).__name__} reads rows in blocks of its own size: fewer features or "
+            "components, or device='cpu', would fit"
+        )
+    x = to_host(rows.take(slice(0, min(len(rows), _MORE))))
+    x = np.asarray(x, compute_dtype(x.dtype))
+    kept = _kept(model, trainer, x, state)
+    needs = measured_needs(model, trainer, kept, x)
+    held = sum(_resident(model, trainer, kept)) + (rows.X.nbytes if is_gpu_array(rows.X) else 0)
+    batch = min(trainer.batch_size, len(rows))
+    chains = _chains(trainer)
+    room, each = usable - held - needs.fixed, batch * needs.row + chains * needs.chain
+    share = room / each
+    counted = (
+        f"Parameters with what belongs to them take about {_size(held + needs.fixed)}, a row of a "
+        f"batch {_size(needs.row)}"
+    )
+    if needs.chain and chains:
+        counted += f", a chain {_size(needs.chain)}"
+    if room <= 0 or share * batch < 1:
+        return f"{counted}: no batch fits. Fewer components or features, or device='cpu', would"
+    if share >= 1:
+        return (
+            f"{counted}: batch_size={batch} should fit, so that something else holds the memory: "
+            "other arrays of this process, or other programs"
+        )
+    fits = f"batch_size={_round_down(batch * share)}"
+    if needs.chain and chains:
+        fits += f" with n_chains={_round_down(chains * share)}"
+    return f"{counted}: {fits} would fit"
+
+
+def _kept(model: Any, trainer: Any, x: np.ndarray, state: Any) -> Params:
+    """Parameters on the host: those of the state, or such as a fit would begin with."""
+    if state is not None:
+        return {key: to_host(value) for key, value in state.params.items()}
+    with np.errstate(all="ignore"):
+        params: Params = model.init_params(x, stream(0, Purpose.INIT))
+    return params
+
+
+def _resident(model: Any, trainer: Any, params: Params) -> tuple[float, float]:
+    """Bytes of the parameters, twice for the copy of the last good epoch, and of the optimiser."""
+    own = sum(v.nbytes for v in params.values())
+    carry = trainer.resolved_optimizer().start(params, model.param_specs())
+    return 2.0 * own, 2.0 * sum(v.nbytes for v in carry.values())
+
+
+def _chains(trainer: Any) -> int:
+    """How many chains a trainer moves besides the rows of a batch."""
+    settings = trainer.get_params(deep=False)
+    if "n_chains" not in settings:
+        return 0
+    chosen = settings["n_chains"]
+    return max(int(trainer.batch_size), 100) if chosen is None else int(chosen)
+
+
+def _round_down(count: float) -> int:
+    """Two digits of a count."""
+    digits = 10 ** max(0, int(math.log10(max(1.0, count))) - 1)
+    return max(1, int(count) // digits * digits)
+
+
+def _size(n: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}" if unit != "bytes" else f"{n:.0f} bytes"
+        n /= 1000
+    return f"{n:.3g} GB"
