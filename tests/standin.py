@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import math
 import re
+import time
 import types
 from typing import Any
 
@@ -39,6 +40,7 @@ class Counter:
     syncs = 0
     pinned = 0
     launches: collections.Counter[str] = collections.Counter()
+    flops = 0.0  # of products
 
 
 PRODUCTS = {"matmul", "dot", "imatmul", "rmatmul"}
@@ -74,10 +76,13 @@ def _is_pinned(x: Any) -> bool:
 
 
 class _Event:
+    """The time at which the host came by, and the copies that were under way."""
+
     def __init__(self, disable_timing: bool = False) -> None:
         self._before: list[ndarray] = []
 
     def record(self) -> None:
+        self.at = time.perf_counter()
         self._before = list(_under_way.values())
 
     def synchronize(self) -> None:
@@ -96,6 +101,10 @@ def _count(name: str, result: Any, args: tuple[Any, ...] = ()) -> None:
     if name in _FREE or (name in _IF_COPIED and any(_shares(result, a) for a in args)):
         return
     Counter.launches[name] += 1
+
+
+def _count_product(left: Any, right: Any, result: Any) -> None:
+    Counter.flops += 2.0 * left.shape[-1] * np.size(result)
 
 
 def _shares(result: Any, array: Any) -> bool:
@@ -143,6 +152,7 @@ class Linalg:
 
         assert a.dtype == b.dtype == np.float16 and c.dtype == np.float32
         Counter.launches["matmul"] += 1
+        Counter.flops += 2.0 * m * n * k
         left = matrix(a, *((k, m) if turn_a else (m, k)), lda).astype(np.float32)
         right = matrix(b, *((n, k) if turn_b else (k, n)), ldb).astype(np.float32)
         into = matrix(c, m, n, ldc)
@@ -180,6 +190,9 @@ class Memory:
 
 class _Device:
     compute_capability = "80"
+
+    def synchronize(self) -> None:
+        _sync()
 
     def __init__(self, id: int | None = None) -> None:
         self.id = 0 if id is None else id
@@ -301,6 +314,8 @@ def _operator(name: str) -> Any:
         if name == "__matmul__":
             host, given = _at_precision(name, (host, given))
         result = getattr(host, name)(given)
+        if name == "__matmul__" and result is not NotImplemented:
+            _count_product(host, given, result)
         if result is NotImplemented:
             return NotImplemented
         _count(name.strip("_"), result)
@@ -391,6 +406,7 @@ def module() -> types.ModuleType:
         Device=_Device,
         Event=_Event,
         alloc_pinned_memory=_alloc_pinned_memory,
+        get_elapsed_time=lambda start, end: 1e3 * (end.at - start.at),
     )
     pool = types.SimpleNamespace(total_bytes=lambda: Memory.pooled)
     fake.get_default_memory_pool = lambda: pool  # type: ignore[attr-defined]
@@ -420,6 +436,8 @@ def _function(name: str, module: Any = np) -> Any:
             return sent
         given = _at_precision(name, _unwrap(args, host))
         result = getattr(module, name)(*given, **kwargs)
+        if name == "matmul":
+            _count_product(*given, result)
         _count(name, result, given)
         if host and isinstance(result, np.ndarray) and any(result is a for a in args):
             result = result.copy()

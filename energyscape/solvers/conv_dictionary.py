@@ -30,6 +30,7 @@ import scipy.fft
 
 from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.convolution import convolve, filters_grad
+from energyscape.kernels import col2im, im2col, matmul
 from energyscape.solvers.laid_filters import LaidFilters
 
 __all__ = ["ConvDictionary"]
@@ -40,6 +41,10 @@ _BLOCK = 1 << 18
 # filters on 256×256 in float32, one thread: 0.5 for 8×8 (0.9 with 3 channels), 1.05 for 12×12, 3
 # for 16×16.
 _LARGEST_DIRECT = 100
+# On a GPU a model says when, not yet a measurement: products at so many operations in the time of a
+# byte of memory (13 of an A100 in float32, 18 of an H100), windows written and read, and transforms
+# in two passes each way.
+_PER_BYTE, _WINDOW_BYTES, _MAP_BYTES = 15.0, 8.0, 40.0
 
 
 class ConvDictionary(LaidFilters):
@@ -209,9 +214,16 @@ class ConvDictionary(LaidFilters):
         return c, n, h + fh - 1, w + fw - 1
 
     def _analyze_direct(self, x: Array, z: Array) -> None:
-        xp, n, (_, fh, fw, c) = namespace(x), len(x), self.filters.shape
+        n, (_, fh, fw, c) = len(x), self.filters.shape
         (h, w), (top, left) = self.image_shape, self.margins()
-        frame = xp.zeros(self._frame(n), self.dtype)
+        if is_gpu_array(x):
+            before = (top, left)
+            if self.boundary == "circular":
+                x, before = self._framed(x), (0, 0)
+            rows = im2col(x, (fh, fw), before, self.places)
+            matmul(rows, self._columns, out=z.reshape(len(rows), -1))
+            return
+        frame = np.zeros(self._frame(n), self.dtype)
         frame[:, :, top : top + h, left : left + w] = x.transpose(3, 0, 1, 2)
         if self.boundary == "circular":
             frame[:, :, h:] = frame[:, :, : fh - 1]
@@ -219,19 +231,27 @@ class ConvDictionary(LaidFilters):
         k, across = self.maps_shape[2], self.maps_shape[1]
         for images, rows in self.blocks(n, len(self._columns)):
             out = z[images, rows]
-            planes = xp.empty((fh, fw, c, *out.shape[:3]), self.dtype)
+            planes = np.empty((fh, fw, c, *out.shape[:3]), self.dtype)
             for a in range(fh):
                 part = frame[:, images, rows.start + a : rows.stop + a]
                 for b in range(fw):
                     planes[a, b] = part[:, :, :, b : b + across]
             windows = planes.reshape(len(self._columns), -1)
-            xp.matmul(windows.T, self._columns, out=out.reshape(-1, k))
+            np.matmul(windows.T, self._columns, out=out.reshape(-1, k))
 
     def _synthesize_direct(self, z: Array) -> Array:
         xp, n, (_, fh, fw, c) = namespace(z), len(z), self.filters.shape
         (h, w), (top, left) = self.image_shape, self.margins()
         k, across = self.maps_shape[2], self.maps_shape[1]
-        frame = xp.zeros(self._frame(n), self.dtype)
+        if is_gpu_array(z):
+            rows = matmul(z.reshape(-1, k), self._columns.T)
+            shape = n, self.places[0] + fh - 1, self.places[1] + fw - 1, c
+            x = col2im(rows, shape, (fh, fw), (1, 1), self.places)
+            if self.boundary == "circular":
+                x[:, :, : fw - 1] += x[:, :, w:]
+                x[:, : fh - 1] += x[:, h:]
+            return xp.ascontiguousarray(x[:, top : top + h, left : left + w])
+        frame = np.zeros(self._frame(n), self.dtype)
         for images, rows in self.blocks(n, len(self._columns)):
             given = z[images, rows]
             planes = self._columns @ given.reshape(-1, k).T
@@ -244,12 +264,16 @@ class ConvDictionary(LaidFilters):
             frame[:, :, :, : fw - 1] += frame[:, :, :, w:]
             frame[:, :, : fh - 1] += frame[:, :, h:]
         inside = frame[:, :, top : top + h, left : left + w]
-        return xp.ascontiguousarray(inside.transpose(1, 2, 3, 0))
+        return np.ascontiguousarray(inside.transpose(1, 2, 3, 0))
 
     # ------------------------------------------------------------ by the DFT
 
     def _by_dft(self) -> bool:
-        _, fh, fw, _ = self.filters.shape
+        k, fh, fw, c = self.filters.shape
+        if is_gpu_array(self.filters):
+            # Bytes, or what takes as long: of a place by windows, and by the DFT.
+            direct = fh * fw * c * (2 * k / _PER_BYTE + _WINDOW_BYTES)
+            return direct > _MAP_BYTES * (k + c) + 4.0 * k * c
         return fh * fw > _LARGEST_DIRECT
 
     def _waves_of_filters(self) -> Array:
