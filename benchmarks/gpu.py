@@ -438,8 +438,8 @@ def report(record: dict[str, Any], sizes: Sizes, card: str) -> str:
         )
     parts = [
         f"{card}. Bare {sizes.product}³ float32 product: {bare / 1e12:.3g} Tflop/s in the same "
-        f"run; {sizes.rounds} rounds in turn, CUDA events. Gaps: time in which the device waits to be "
-        "asked, against the same update queued behind a long product.",
+        f"run; {sizes.rounds} rounds in turn, CUDA events. Gaps: time in which the device waits "
+        "to be asked, against the same update queued behind a long product.",
         table(["", "median ms", "least ms", "of the product's rate", "gaps"], lines),
     ]
     if any("PyTorch" in name for name in record["ms"]):

@@ -382,10 +382,14 @@ def _unit_cases(rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
         args = [rows, bias, np.zeros_like(rows), *_sizes(301 * i, rows.size)]
         cases[f"sigmoid#{i}"] = rows.size, args
         z, level = 3 * array(59, 17) ** 2, abs(array(17))
-        cases[f"slope#{i}"] = z.size, [z, level, np.uint32(i), *_sizes(17, z.size)]
+        args = [z, level, np.zeros_like(z), np.uint32(i), *_sizes(17, z.size)]
+        cases[f"slope#{i}"] = z.size, args
     for kind, gate in enumerate((array(11), array(11), array(59, 11))):
         args = [3 * array(59, 17), array(17), gate, np.uint32(kind), *_sizes(11, 17, 59 * 17)]
         cases[f"gate#{kind}"] = 59 * 17, args
+    z, out = rows * rows, np.zeros(5)
+    cases["log_sum"] = 256 * 5, [z, abs(array(301)), out.copy(), np.uint64(301)]
+    cases["square_sum"] = 256 * 5, [rows, abs(array(1)), array(301), out, np.uint64(301)]
     r = array(59, 17)
     cases["half_square"] = r.size, [r, np.zeros_like(r), np.uint64(r.size)]
     sizes = _sizes(11, 17, 59 * 11)

@@ -19,6 +19,7 @@ from energyscape.optim import SGD, Moment
 from energyscape.penalties import L1, GroupL1
 from energyscape.samplers import HMC, Langevin
 from energyscape.solvers import proximal
+from energyscape.solvers.conv_dictionary import ConvDictionary
 from energyscape.solvers.quadratic import Gram, Rows
 from energyscape.trainers import PCD
 from energyscape.trainers.base import Batch
@@ -85,7 +86,7 @@ def test_what_surrounds_a_trajectory(fake_cupy: Any) -> None:
     """Momenta, step sizes, two evaluations, the ends of a trajectory and Metropolis' choice: all of
     an update of an mPoT but its 19 inner steps. More would show that something came apart."""
     x = fake_cupy.asarray(np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32))
-    for pools, most in ((False, (21, 169)), (True, (28, 181))):
+    for pools, most in ((False, (19, 145)), (True, (26, 157))):
         model = MPoT(6, n_mean_components=4, learn_pools=pools)
         _updates(model, PCD(sampler=HMC(20, 0.01)), x)
         products, small = _launched()
@@ -159,3 +160,40 @@ def test_fista_waits_once_a_check(fake_cupy: Any) -> None:
     iterations = found.n_iter.get()
     assert len(set(iterations.tolist())) > 3, "rows leave at different times"
     assert waited <= 1 + iterations.max() // proximal._EVERY
+
+
+@pytest.mark.parametrize(
+    ("boundary", "wanted"), [("full", (1, 1)), ("valid", (1, 1)), ("circular", (1, 3))]
+)
+def test_windows_of_a_dictionary_are_cut_at_once(
+    boundary: str, wanted: tuple[int, int], fake_cupy: Any
+) -> None:
+    """One product and one kernel each way, but for the seams of a torus and what is cut off at the
+    border; on the CPU it takes 2 fh fw copies or sums."""
+    rng = np.random.default_rng(0)
+    filters, x = (rng.standard_normal(s) for s in ((7, 3, 2, 2), (2, 9, 8, 2)))
+    on_cpu = ConvDictionary(filters, (9, 8), boundary)
+    on_gpu = ConvDictionary(fake_cupy.asarray(filters), (9, 8), boundary)
+    assert not on_gpu._by_dft()
+    standin.Counter.launches.clear()
+    z = on_gpu.analyze(fake_cupy.asarray(x))
+    assert _launched() == wanted
+    standin.Counter.launches.clear()
+    image = on_gpu.synthesize(z)
+    cut = 0 if boundary == "full" else 1
+    assert _launched() == (1, 1 + cut + 2 * 2 * (boundary == "circular"))
+    wanted_z = on_cpu.analyze(x)
+    np.testing.assert_allclose(z.get(), wanted_z, atol=1e-12)
+    np.testing.assert_allclose(image.get(), on_cpu.synthesize(wanted_z), atol=1e-12)
+
+
+def test_large_filters_go_through_the_dft(fake_cupy: Any) -> None:
+    """By a model of what either moves; more channels of windows make windows dearer."""
+    sides = {}
+    for channels in (1, 3):
+        for side in range(2, 30):
+            filters = fake_cupy.ones((64, side, side, channels), np.float32)
+            if ConvDictionary(filters, (32, 32))._by_dft():
+                sides[channels] = side
+                break
+    assert sides == {1: 14, 3: 9}

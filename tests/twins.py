@@ -216,10 +216,21 @@ def respond_f(threads: int, field: Any, bias: Any, squares: Any, k: Any, columns
     squares[...] = (field + bias)[:, : int(k)] ** 2
 
 
-def slope_f(threads: int, z: Any, level: Any, binary: Any, columns: Any, n: Any) -> None:
+def log_sum_f(threads: int, z: Any, level: Any, out: Any, columns: Any) -> None:
+    assert threads == 256 * len(z) and columns == z.shape[1] == level.size
+    out[...] = np.log1p(z).astype(np.float64) @ level.astype(np.float64)
+
+
+def square_sum_f(threads: int, u: Any, width: Any, b: Any, out: Any, columns: Any) -> None:
+    assert threads == 256 * len(u) and columns == u.shape[1] == b.size and width.size == 1
+    wide = u.astype(np.float64)
+    out[...] = (wide * (0.5 * width.astype(np.float64) * wide - b)).sum(axis=1)
+
+
+def slope_f(threads: int, z: Any, level: Any, out: Any, binary: Any, columns: Any, n: Any) -> None:
     assert threads >= n == z.size and columns == z.shape[1] == level.size
     with np.errstate(over="ignore"):
-        z[...] = 1 / (1 + np.exp(z - level)) if binary else level / (1 + z)
+        out[...] = 1 / (1 + np.exp(z - level)) if binary else level / (1 + z)
 
 
 def gate_f(threads: int, field: Any, bias: Any, gate: Any, kind: Any, k: Any, columns: Any, n: Any):

@@ -1,7 +1,7 @@
 """The few fused operations of a training step: in place with NumPy, one launch with CuPy."""
 
 from energyscape.kernels.chains import accept, arrive, leapfrog, set_off, squares
-from energyscape.kernels.gates import gate, half_square, pull, respond, slope
+from energyscape.kernels.gates import gate, half_square, log_sum, pull, respond, slope, square_sum
 from energyscape.kernels.products import matmul
 from energyscape.kernels.steps import descend, follow, momentum_step, rank_two
 from energyscape.kernels.units import log1p, sigmoid, soft_threshold, softplus_sum
@@ -18,6 +18,7 @@ __all__ = [
     "im2col",
     "leapfrog",
     "log1p",
+    "log_sum",
     "matmul",
     "momentum_step",
     "pull",
@@ -28,5 +29,6 @@ __all__ = [
     "slope",
     "soft_threshold",
     "softplus_sum",
+    "square_sum",
     "squares",
 ]

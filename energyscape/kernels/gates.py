@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from energyscape.backend import Array, is_gpu_array, namespace
-from energyscape.kernels.calls import each, packed
+from energyscape.kernels.calls import by_rows, each, packed
+from energyscape.kernels.units import log1p
 
 
 def half_square(r: Array) -> Array:
@@ -30,10 +31,35 @@ def respond(field: Array, bias: Array, squares: Array) -> None:
     each("respond", squares, (field, bias, squares, *sizes))
 
 
-def slope(z: Array, level: Array, binary: bool) -> None:
-    """∂F/∂z of gating units over their z, (n, k): level/(1 + z), of binary ones σ(level - z); on a
-    GPU."""
-    each("slope", z, (z, level, np.uint32(binary), np.uint64(z.shape[1]), np.uint64(z.size)))
+def slope(z: Array, level: Array, binary: bool, out: Array = None) -> Array:
+    """∂F/∂z of gating units at z, (n, k): level/(1 + z), of binary ones σ(level - z); on a GPU.
+    ``out`` may be ``z``."""
+    z, level = packed(z, level)
+    out = namespace(z).empty_like(z) if out is None else out
+    sizes = np.uint32(binary), np.uint64(z.shape[1]), np.uint64(z.size)
+    each("slope", z, (z, level, out, *sizes))
+    return out
+
+
+def log_sum(z: Array, level: Array) -> Array:
+    """Σ_j level_j log(1 + z_j) of every row, (n,), float64."""
+    if is_gpu_array(z):
+        z, level = packed(z, level)
+        out = namespace(z).empty(len(z), np.float64)
+        by_rows("log_sum", z, (z, level, out, np.uint64(z.shape[1])))
+        return out
+    return log1p(z).astype(np.float64, copy=False) @ level.astype(np.float64)
+
+
+def square_sum(u: Array, width: Array, b: Array) -> Array:
+    """|u|² width/2 - b'u of every row, (n,), float64; ``width`` has shape (1,)."""
+    if is_gpu_array(u):
+        (u,) = packed(u)
+        out = namespace(u).empty(len(u), np.float64)
+        by_rows("square_sum", u, (u, width, b, out, np.uint64(u.shape[1])))
+        return out
+    wide, half = u.astype(np.float64), 0.5 * width.astype(np.float64)
+    return (wide * (half * wide - b)).sum(axis=1)
 
 
 def gate(field: Array, bias: Array, k: int, binary: bool, level: Array, back: Array = None) -> None:

@@ -308,17 +308,49 @@ extern "C" __global__ void NAME(const T* field, const T* bias, T* squares, u64 k
 RESPOND(respond_f, float)
 RESPOND(respond_d, double)
 
-// dF/dz of gating units from their z, in place: gamma units level / (1 + z), binary ones
+// dF/dz of gating units from their z; out may be z: gamma units level / (1 + z), binary ones
 // sigmoid(level - z).
 #define SLOPE(NAME, T, EXP)                                                                 \
-extern "C" __global__ void NAME(T* z, const T* level, u32 binary, u64 columns, u64 n) {     \
+extern "C" __global__ void NAME(const T* z, const T* level, T* out, u32 binary,             \
+                                u64 columns, u64 n) {                                       \
     u64 i = INDEX;                                                                          \
     if (i >= n) return;                                                                     \
     T own = level[i % columns];                                                             \
-    z[i] = binary ? 1 / (1 + EXP(z[i] - own)) : own / (1 + z[i]);                           \
+    out[i] = binary ? 1 / (1 + EXP(z[i] - own)) : own / (1 + z[i]);                         \
 }
 SLOPE(slope_f, float, expf)
 SLOPE(slope_d, double, exp)
+
+// F of gamma units, sum_j level_j log(1 + z_ij), in double: one block per row.
+#define LOG_SUM(NAME, T, LOG1P)                                                             \
+extern "C" __global__ void NAME(const T* z, const T* level, double* out, u64 columns) {     \
+    __shared__ double part[256];                                                            \
+    u64 first = (u64)blockIdx.x * columns;                                                  \
+    double sum = 0.0;                                                                       \
+    for (u64 j = threadIdx.x; j < columns; j += 256)                                        \
+        sum += (double)level[j] * (double)LOG1P(z[first + j]);                              \
+    sum = block_sum(sum, part);                                                             \
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;                                            \
+}
+LOG_SUM(log_sum_f, float, log1pf)
+LOG_SUM(log_sum_d, double, log1p)
+
+// What a Gaussian adds to an energy, sum_j u_ij (width u_ij / 2 - b_j), in double, by rows.
+#define SQUARE_SUM(NAME, T)                                                                 \
+extern "C" __global__ void NAME(const T* u, const T* width, const T* b, double* out,        \
+                                u64 columns) {                                              \
+    __shared__ double part[256];                                                            \
+    u64 first = (u64)blockIdx.x * columns;                                                  \
+    double sum = 0.0, half = 0.5 * width[0];                                                \
+    for (u64 j = threadIdx.x; j < columns; j += 256) {                                      \
+        double x = u[first + j];                                                            \
+        sum += x * (half * x - b[j]);                                                       \
+    }                                                                                       \
+    sum = block_sum(sum, part);                                                             \
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;                                            \
+}
+SQUARE_SUM(square_sum_f, float)
+SQUARE_SUM(square_sum_d, double)
 
 // The way back of a field with its biases, in place. Of the first k columns r times the slope at
 // r^2: 1 / (1 + r^2) (kind 0), sigmoid(gate_j - r^2) (1), or what pools sent back, gate_ij (2); of

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.utils.metaestimators import available_if
 
 from energyscape.backend import Array, is_gpu_array, namespace
-from energyscape.kernels import half_square, matmul
+from energyscape.kernels import half_square, matmul, square_sum
 from energyscape.models.base import EnergyModel
 from energyscape.models.from_pass import UnitsFromPass
 from energyscape.models.gated_conditional import ConditionalMixin, is_gaussian
@@ -278,9 +278,7 @@ class GatedMRF(UnitsFromPass, ConditionalMixin, ScoreMixin, EnergyModel):
         """|u|²/2σ² - b'u of every row, (n,), float64."""
         if not self.finite:
             return namespace(u).zeros(len(u), np.float64)
-        wide = u.astype(np.float64)
-        half = 0.5 * self.precision(params).astype(np.float64)
-        return (wide * (half * wide - params["b"])).sum(axis=1)
+        return square_sum(u, self.precision(params), params["b"])
 
     def grad_of_u(
         self, params: Params, known: dict[str, Array], dr: Array, p: Array | None, beta: Any

@@ -54,7 +54,7 @@ class Response:
                 sent = xp.empty((len(x), k), x.dtype)
                 respond(field, self.level, sent)
                 pooled = matmul(sent, pools)
-                slope(pooled, offset, binary)
+                slope(pooled, offset, binary, out=pooled)
                 sent = matmul(pooled, pools_back)
             gate(field, self.level, k, binary, offset, sent)
             grad = matmul(field, self.back)

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
-from energyscape.backend import Array, namespace, to_host
-from energyscape.kernels import log1p, sigmoid, softplus_sum
+from energyscape.backend import Array, is_gpu_array, namespace, to_host
+from energyscape.kernels import log1p, log_sum, sigmoid, slope, softplus_sum
 from energyscape.models.filter_energy import Slopes
 from energyscape.verbs import Param, Params, as_column, is_one
 
@@ -68,11 +68,13 @@ class GammaUnits:
 
     def energy(self, params: Params, z: Array, beta: Any) -> Array:
         """F_β(z) of every row, (n,), float64."""
-        shapes = self.shapes(params).astype(np.float64)
-        return beta * (log1p(z).astype(np.float64, copy=False) @ shapes)
+        total = log_sum(z, self.shapes(params))
+        return total if is_one(beta) else beta * total
 
     def slope(self, params: Params, z: Array, beta: Any) -> Array:
         """∂F_β/∂z, which is E[h|z], shape (n, units)."""
+        if is_gpu_array(z) and is_one(beta):
+            return slope(z, self.shapes(params), self.binary)
         level = as_column(beta, z) * self.shapes(params)
         return level / (1 + z)
 
@@ -181,6 +183,8 @@ class BinaryUnits:
 
     def slope(self, params: Params, z: Array, beta: Any) -> Array:
         """∂F_β/∂z, shape (n, units)."""
+        if is_gpu_array(z) and is_one(beta):
+            return slope(z, params["d"], self.binary)
         field = self._field(params, z)
         if is_one(beta):
             return sigmoid(field, out=field)
