@@ -1,6 +1,6 @@
 """What to say when a GPU's memory is full: how much was wanted, is free, and would do.
 
-What a row and a chain take is measured: two small updates on the CPU, where NumPy tells the
+What a row and a chain take is measured: small updates on the CPU, where NumPy tells the
 interpreter of every array that it makes (`tracemalloc`). The GPU's path makes much the same arrays,
 so that the counts are meant as "about".
 """
@@ -26,7 +26,7 @@ from energyscape.sources import Rows, compute_dtype
 from energyscape.trainers.base import Batch
 from energyscape.verbs import Params
 
-_FEW, _MORE = 16, 48  # rows and chains of the updates that are measured
+_FEW, _MORE = 32, 96  # rows of the updates that are measured, or chains where these are fewer
 _USABLE = 0.9  # of free memory: the rest is lost between blocks of unequal size
 
 
@@ -36,17 +36,19 @@ class Needs:
 
     Attributes
     ----------
-    fixed, row, chain : float
-        For itself, for each row of a batch, and for each chain where their number is set apart.
+    fixed, row : float
+        Of what is collected: for itself, and for each row of a batch with its share of the chains.
+    apply : float
+        Of what follows, whatever the rows were.
     """
 
     fixed: float
     row: float
-    chain: float
+    apply: float
 
-    def of(self, rows: int, chains: int) -> float:
+    def of(self, rows: float) -> float:
         """Bytes of an update."""
-        return self.fixed + rows * self.row + chains * self.chain
+        return max(self.apply, self.fixed + rows * self.row)
 
 
 @contextlib.contextmanager
@@ -97,8 +99,13 @@ def out_of_memory(
     return DeviceError(f"{what}. {advice}")
 
 
-def measured_needs(model: Any, trainer: Any, params: Params, x: np.ndarray) -> Needs:
-    """What an update takes, from three small ones on the CPU.
+def measured_needs(
+    model: Any, trainer: Any, params: Params, x: np.ndarray, share: float = 1.0
+) -> Needs:
+    """What an update takes, from two small ones on the CPU.
+
+    Peaks are the largest of several sums, which are linear in rows and in chains. Both grow
+    together here, in the proportion of the fit, so that it is the same sum that is largest.
 
     Parameters
     ----------
@@ -107,17 +114,24 @@ def measured_needs(model: Any, trainer: Any, params: Params, x: np.ndarray) -> N
         Left as they are.
     x : array, shape (n, *event_shape)
         Rows to repeat, in the dtype of the parameters.
+    share : float, default 1
+        Chains for each row of a batch.
     """
-    both, rows, chains = (
-        _peak(model, trainer, params, x, *counts)
-        for counts in ((_FEW, _FEW), (_MORE, _FEW), (_FEW, _MORE))
-    )
-    row, chain = ((more - both) / (_MORE - _FEW) for more in (rows, chains))
-    return Needs(max(0.0, both - _FEW * (row + chain)), max(row, 1.0), max(chain, 0.0))
+    least = min(1.0, share) if share > 0 else 1.0
+    counts = [math.ceil(n / least) for n in (_FEW, _MORE)]
+    peaks = [_peaks(model, trainer, params, x, n, max(1, round(n * share))) for n in counts]
+    (few, applied), (more, _) = peaks
+    row = max(1.0, (more - few) / (counts[1] - counts[0]))
+    return Needs(max(0.0, few - counts[0] * row), row, applied)
 
 
-def _peak(model: Any, trainer: Any, params: Params, x: np.ndarray, rows: int, chains: int) -> float:
-    """Most bytes of arrays at any time of an update, with its rows and chains."""
+def _peaks(
+    model: Any, trainer: Any, params: Params, x: np.ndarray, rows: int, chains: int
+) -> tuple[float, float]:
+    """Most bytes of arrays at any time of the two halves of an update, rows and chains included.
+
+    Apart, because the second has no rows in it: of few rows it may be the larger one.
+    """
     trial, own = clone(trainer), {key: value.copy() for key, value in params.items()}
     if "n_chains" in trial.get_params(deep=False):
         trial.set_params(n_chains=chains)
@@ -133,12 +147,14 @@ def _peak(model: Any, trainer: Any, params: Params, x: np.ndarray, rows: int, ch
         before = tracemalloc.get_traced_memory()[0]
         try:
             sums = trial.collect(model, own, carry, Batch(batch, rows, y, 0.0), rng)
+            collected = tracemalloc.get_traced_memory()[1] - before
+            tracemalloc.reset_peak()
             trial.apply(model, own, carry, sums, Moment(0, 0, 0.0, rng))
-            peak = tracemalloc.get_traced_memory()[1] - before
+            applied = tracemalloc.get_traced_memory()[1] - before
         finally:
             if not tracing:
                 tracemalloc.stop()
-    return peak + batch.nbytes + kept
+    return collected + batch.nbytes + kept, applied + batch.nbytes + kept
 
 
 def _advice(model: Any, trainer: Any, rows: Rows, state: Any, usable: float) -> str:
@@ -151,19 +167,16 @@ def _advice(model: Any, trainer: Any, rows: Rows, state: Any, usable: float) -> 
     x = to_host(rows.take(slice(0, min(len(rows), _MORE))))
     x = np.asarray(x, compute_dtype(x.dtype))
     kept = _kept(model, trainer, x, state)
-    needs = measured_needs(model, trainer, kept, x)
+    batch, chains = min(trainer.batch_size, len(rows)), _chains(trainer)
+    needs = measured_needs(model, trainer, kept, x, chains / batch)
     held = sum(_resident(model, trainer, kept)) + (rows.X.nbytes if is_gpu_array(rows.X) else 0)
-    batch = min(trainer.batch_size, len(rows))
-    chains = _chains(trainer)
-    room, each = usable - held - needs.fixed, batch * needs.row + chains * needs.chain
-    share = room / each
+    alone = held + max(needs.fixed, needs.apply)
     counted = (
-        f"Parameters with what belongs to them take about {_size(held + needs.fixed)}, a row of a "
-        f"batch {_size(needs.row)}"
+        f"Parameters with what belongs to them take about {_size(alone)}, a row of a batch"
+        f"{' with its share of the chains' * bool(chains)} {_size(needs.row)}"
     )
-    if needs.chain and chains:
-        counted += f", a chain {_size(needs.chain)}"
-    if room <= 0 or share * batch < 1:
+    share = (usable - held - needs.fixed) / (batch * needs.row)
+    if alone > usable or share * batch < 1:
         return f"{counted}: no batch fits. Fewer components or features, or device='cpu', would"
     if share >= 1:
         return (
@@ -171,7 +184,7 @@ def _advice(model: Any, trainer: Any, rows: Rows, state: Any, usable: float) -> 
             "other arrays of this process, or other programs"
         )
     fits = f"batch_size={_round_down(batch * share)}"
-    if needs.chain and chains:
+    if chains:
         fits += f" with n_chains={_round_down(chains * share)}"
     return f"{counted}: {fits} would fit"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,3 +182,14 @@ def test_cupy_has_what_is_asked_of_it() -> None:
         assert callable(getattr(linalg, name))
     assert linalg.COMPUTE_TYPE_DEFAULT == standin.Linalg.COMPUTE_TYPE_DEFAULT
     assert linalg.COMPUTE_TYPE_TF32 == standin.Linalg.COMPUTE_TYPE_TF32
+
+
+def test_the_page_on_gpus_runs(fake_cupy: Any, capsys: Any) -> None:
+    """Its blocks that need a device, on the stand-in."""
+    page = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text()
+    found = re.findall(r"^<!-- on a GPU -->\n```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(found) == 2
+    names: dict[str, Any] = {}
+    for code in found:
+        exec(code, names)
+    assert capsys.readouterr().out == "numpy (1797, 16)\n"
