@@ -410,7 +410,8 @@ def _step_cases(rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
     for kind in range(3):
         v, b, h, y = (array(7, 301) for _ in range(4))
         t = (1 + 3 * rng.random(7)).astype(dtype)
-        args = [v, b, h, y, t, dtype(0.4), np.uint32(kind), np.uint64(301)]
+        share = np.zeros_like(t)
+        args = [v, b, h, y, t, share, dtype(0.4), np.uint32(kind), np.uint64(301)]
         cases[f"momentum#{kind}"] = 256 * 7, args
     args = [array(1003), array(1003), dtype(0.1), np.uint64(1003)]
     cases["follow"] = 1003, args

@@ -20,6 +20,7 @@ from energyscape.penalties import L1, GroupL1
 from energyscape.samplers import HMC, Langevin
 from energyscape.solvers import proximal
 from energyscape.solvers.conv_dictionary import ConvDictionary
+from energyscape.solvers.conv_fista import conv_fista
 from energyscape.solvers.quadratic import Gram, Rows
 from energyscape.trainers import PCD
 from energyscape.trainers.base import Batch
@@ -149,6 +150,30 @@ def test_no_model_is_waited_for_within_an_epoch(case: Case, fake_cupy: Any) -> N
     assert (standin.Counter.syncs > 0) == (_reason(case) is not None)
 
 
+def _by_batches(case: Case) -> bool:
+    return _reason(case) is None and case.make().default_trainer().every == "batch"
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
+@pytest.mark.parametrize("case", [c for c in CASES if _by_batches(c)], ids=lambda c: c.name)
+def test_a_fit_waits_as_often_for_many_batches_as_for_one(case: Case, fake_cupy: Any) -> None:
+    """The loop with its order of rows, its labels and norms: what it waits for is the epoch's."""
+    if "LISTA" in case.name:
+        pytest.skip("targets, solved to a tolerance, are made before the first epoch")
+    x = fake_cupy.asarray(case.data.astype(np.float32))
+    waited = []
+    for size in (len(x), len(x) // 4):
+        trainer = clone(case.make().default_trainer())
+        wanted = {"n_epochs": 1, "batch_size": size, "n_chains": 20}
+        known = trainer.get_params(deep=False)
+        trainer.set_params(**{key: value for key, value in wanted.items() if key in known})
+        standin.Counter.syncs = 0
+        case.make(trainer=trainer, random_state=0).fit(x)
+        waited.append(standin.Counter.syncs)
+    assert waited[0] == waited[1]
+
+
 def test_fista_waits_once_a_check(fake_cupy: Any) -> None:
     rng = np.random.default_rng(0)
     D, x = (fake_cupy.asarray(rng.standard_normal(s)) for s in ((5, 8), (40, 5)))
@@ -197,3 +222,20 @@ def test_large_filters_go_through_the_dft(fake_cupy: Any) -> None:
                 sides[channels] = side
                 break
     assert sides == {1: 14, 3: 9}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_an_iteration_of_convolutional_fista(alpha: float, fake_cupy: Any) -> None:
+    """Windows each way, the residual, step, momentum, and the next image ahead (and the pull)."""
+    rng = np.random.default_rng(0)
+    shapes = (7, 3, 2, 1), (2, 9, 8, 1), (2, 7, 7, 7)
+    filters, x, f = (fake_cupy.asarray(rng.standard_normal(s)) for s in shapes)
+    dictionary = ConvDictionary(filters, (9, 8))
+    counts = []
+    for n in (21, 23):
+        standin.Counter.launches.clear()
+        pull = {"alpha": alpha, "prediction": f} if alpha else {}
+        conv_fista(dictionary, x, 0.1, tol=0.0, max_iter=n, **pull)
+        counts.append(_launched())
+    each = tuple((b - a) / 2 for a, b in zip(*counts, strict=True))
+    assert each == (2, 8 + 3 * (alpha > 0))

@@ -183,7 +183,7 @@ def accept_f(threads: int, energy: Any, end_energy: Any, z: Any, end_z: Any, u: 
 
 
 def momentum_f(threads: int, v: Any, b: Any, h: Any, y: Any, t: Any, *rest: Any) -> None:
-    theta, kind, columns = rest
+    share, theta, kind, columns = rest
     assert threads == 256 * len(v) and columns == v.shape[1]
     if kind < 2:
         v += b
@@ -191,8 +191,8 @@ def momentum_f(threads: int, v: Any, b: Any, h: Any, y: Any, t: Any, *rest: Any)
     uphill = ((y - v).astype(np.float64) * (v - h)).sum(axis=1) > 0
     before = np.where(uphill, 1, t.astype(np.float64))
     t[...] = 0.5 * (1 + np.sqrt(1 + 4 * before * before))
-    share = ((before - 1) / t).astype(v.dtype)[:, None]
-    y[...] = v + share * (v - h)
+    share[...] = (before - 1) / t
+    y[...] = v + share[:, None] * (v - h)
     h[...] = v
 
 

@@ -237,9 +237,10 @@ ACCEPT(accept_d, double)
 
 // FISTA once the product is made, one block per row: z = shrink(v + b, theta) (kind 0), max of that
 // and 0 (1), or v as it is (2); momentum starts anew where (y - z)'(z - h) > 0; y and h move on.
+// b may be y. How much of z - h is in the next y is told by share.
 #define MOMENTUM(NAME, T)                                                                   \
-extern "C" __global__ void NAME(T* v, const T* b, T* h, T* y, T* t, T theta, u32 kind,      \
-                                u64 columns) {                                              \
+extern "C" __global__ void NAME(T* v, const T* b, T* h, T* y, T* t, T* share, T theta,      \
+                                u32 kind, u64 columns) {                                    \
     __shared__ double part[256];                                                            \
     u64 row = blockIdx.x, first = row * columns;                                            \
     double uphill = 0.0, before = t[row];                                                   \
@@ -255,13 +256,13 @@ extern "C" __global__ void NAME(T* v, const T* b, T* h, T* y, T* t, T theta, u32
     uphill = block_sum(uphill, part);                                                       \
     before = uphill > 0.0 ? 1.0 : before;                                                   \
     T after = (T)(0.5 * (1.0 + sqrt(1.0 + 4.0 * before * before)));                         \
-    T share = (T)((before - 1.0) / after);                                                  \
+    T kept = (T)((before - 1.0) / after);                                                   \
     for (u64 j = first + threadIdx.x; j < first + columns; j += 256) {                      \
         T z = v[j];                                                                         \
-        y[j] = z + share * (z - h[j]);                                                      \
+        y[j] = z + kept * (z - h[j]);                                                       \
         h[j] = z;                                                                           \
     }                                                                                       \
-    if (threadIdx.x == 0) t[row] = after;                                                   \
+    if (threadIdx.x == 0) { t[row] = after; share[row] = kept; }                            \
 }
 MOMENTUM(momentum_f, float)
 MOMENTUM(momentum_d, double)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from energyscape.backend import Array, is_gpu_array
+from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.kernels.calls import by_rows, each
 from energyscape.kernels.units import soft_threshold
 
@@ -93,28 +93,37 @@ def momentum_step(
     t: Array,
     theta: float | None,
     positive: bool = False,
-) -> None:
+    share: Array = None,
+) -> Array:
     """What FISTA does once its product is made: shrink, momentum with a restart for each row.
 
     z = shrink(v + b, θ);  t₀ = 1 where (y - z)'(z - h) > 0, else t;  t ← (1 + √(1 + 4t₀²))/2;
-    y ← z + (t₀ - 1)/t (z - h);  h ← z. All in place; ``v`` is used up.
+    y ← z + (t₀ - 1)/t (z - h). In place; ``v`` and ``h`` are used up.
 
     Parameters
     ----------
     v, b, h, y : arrays, shape (n, m)
+        ``b`` may be ``y``.
     t : array, shape (n,)
         In their dtype.
     theta : float or None
         None: ``v`` is z already.
     positive : bool, default False
         z >= 0.
+    share : array, shape (n,), optional
+        Where to put (t₀ - 1)/t.
+
+    Returns
+    -------
+    array, shape (n, m)
+        z, in the memory of one of the two.
     """
     if is_gpu_array(v):
         kind = np.uint32(2 if theta is None else int(positive))
-        by_rows(
-            "momentum", v, (v, b, h, y, t, v.dtype.type(theta or 0), kind, np.uint64(v.shape[1]))
-        )
-        return
+        share = namespace(t).empty_like(t) if share is None else share
+        sizes = v.dtype.type(theta or 0), kind, np.uint64(v.shape[1])
+        by_rows("momentum", v, (v, b, h, y, t, share, *sizes))
+        return h
     if theta is not None:
         v += b
         soft_threshold(v, theta, positive, out=v)
@@ -122,6 +131,9 @@ def momentum_step(
     y -= v
     before = np.where(np.einsum("ij,ij->i", y, moved) > 0, 1, t)
     t[...] = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * before * before))
-    moved *= ((before - 1) / t).astype(v.dtype)[:, None]
+    part = ((before - 1) / t).astype(v.dtype)
+    if share is not None:
+        share[...] = part
+    moved *= part[:, None]
     np.add(v, moved, out=y)
-    h[...] = v
+    return v

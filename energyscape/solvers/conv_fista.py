@@ -25,14 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from energyscape.backend import Array, namespace
-from energyscape.kernels import soft_threshold
+from energyscape.backend import Array, is_gpu_array, namespace
+from energyscape.kernels import momentum_step, soft_threshold
 from energyscape.solvers.laid_filters import Batch, ConvCodes, LaidFilters
 
 __all__ = ["conv_fista"]
 
 # The gap takes one more product and a synchronisation of the host.
 _CHECK_EVERY = 10
+_SECOND = (1 + 5**0.5) / 2  # t_1
 
 
 def conv_fista(
@@ -88,7 +89,12 @@ def conv_fista(
     xp, step = namespace(batch.x), 1.0 / (dictionary.lipschitz() + batch.alpha)
     z = dictionary.start(len(x), start, positive)
     image = dictionary.synthesize(z)
-    state = z, z.copy(), image, image, xp.ones(len(x))
+    # On a CPU blocks go through the cache; on a GPU all of it is one launch, which looks one step
+    # ahead: y_1 is z_1 already, so that t_1 is there.
+    t, advance = xp.ones(len(x)), _advance
+    if is_gpu_array(z):
+        t, advance = xp.full(len(x), _SECOND, z.dtype), _advance_fused
+    state = z, z.copy(), image, image, t
     for i in range(max_iter + 1):
         if i % _CHECK_EVERY == 0 or i == max_iter:
             keep = batch.leave(state[0], batch.x - state[2], last=i == max_iter)
@@ -96,8 +102,41 @@ def conv_fista(
                 break
             if keep is not None:
                 state = tuple(a[keep] for a in state)
-        state = _advance(dictionary, batch, state, step, positive)
+        state = advance(dictionary, batch, state, step, positive)
     return batch.codes(i)
+
+
+def _advance_fused(
+    dictionary: LaidFilters,
+    batch: Batch,
+    state: tuple[Array, ...],
+    step: float,
+    positive: bool,
+) -> tuple[Array, ...]:
+    """From (z_i, y_i, D z_i, D y_i, t) to the next; the same iteration as `_advance`."""
+    (z, y, image, ahead, t), real = state, state[0].dtype.type
+    xp, n, share = namespace(z), len(z), namespace(z).empty_like(t)
+    q = dictionary.analyze(dictionary.weighted(batch.x - ahead))
+    q *= real(step)
+    if batch.alpha:
+        pull = batch.prediction - y
+        pull *= real(batch.alpha * step)
+        q += pull
+    theta = None
+    if batch.penalty is None:
+        theta = batch.lam * step
+    else:
+        q += y
+        if positive:
+            xp.maximum(q, 0, out=q)
+        q /= batch.penalty.shrinkage(y, step)
+    q, before, there = (a.reshape(n, -1) for a in (q, z, y))
+    z = momentum_step(q, there, before, there, t, theta, positive, share).reshape(z.shape)
+    latest = dictionary.synthesize(z)
+    ahead = latest - image
+    ahead *= share[:, None, None, None]
+    ahead += latest
+    return z, y, latest, ahead, t
 
 
 def _advance(

@@ -136,14 +136,14 @@ class _State:
         v, y = self.y @ S, self.y
         if accelerate and hasattr(penalty, "threshold"):
             theta = penalty.threshold(step)
-            momentum_step(v, self.b, self.h, y, self.t, theta, positive)
+            self.h = momentum_step(v, self.b, self.h, y, self.t, theta, positive)
             return
         v += self.b
         if positive:
             namespace(v).maximum(v, 0, out=v)
         v = penalty.prox(v, step, y)
         if accelerate:
-            momentum_step(v, self.b, self.h, y, self.t, None)
+            self.h = momentum_step(v, self.b, self.h, y, self.t, None)
         else:
             self.h = self.y = v
 
