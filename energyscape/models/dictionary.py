@@ -142,10 +142,11 @@ def wasted(D: Array, usage: Array, positive: bool = False) -> Array:
 def alike_or_dead(cosines: Array, usage: Array) -> Array:
     """The same from the cosines of all pairs, shape (m, m), without signs that codes may have."""
     xp = namespace(usage)
-    order = xp.argsort(-usage, kind="stable")
-    cosines = cosines[order[:, None], order[None]]
     double = xp.zeros(len(usage), bool)
-    double[order] = (xp.tril(cosines, -1) > _DUPLICATE).any(axis=1)
+    alike = (cosines > _DUPLICATE) & ~xp.eye(len(usage), dtype=bool)
+    if bool(alike.any()):  # seldom
+        order = xp.argsort(-usage, kind="stable")
+        double[order] = xp.tril(alike[order[:, None], order[None]], -1).any(axis=1)
     found = xp.flatnonzero((usage < _DEAD * usage.mean()) | double)
     least = xp.argsort(usage[found], kind="stable")[: max(1, len(usage) // _AT_ONCE)]
     return xp.sort(found[least])

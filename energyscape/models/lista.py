@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from energyscape.backend import Array, namespace
+from energyscape.models.base import EnergyModel
 from energyscape.models.encoded import EncodedModel
 from energyscape.models.sparse_coding import SparseCoding
 from energyscape.models.unrolled import LISTAEncoder
@@ -188,5 +189,5 @@ class LISTA(EncodedModel):
 
     def forward(self, params: Params, x: Array, beta: Any = 1.0, base: Any = None) -> GuessPass:
         """The encoder's codes at ``x``, and all that follows from them."""
-        super().forward(params, x[:0], beta, base)  # refuses other temperatures
+        EnergyModel.forward(self, params, x, beta, base)  # refuses other temperatures
         return GuessPass(self, params, x)

@@ -11,7 +11,7 @@ from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.solvers.active_set import active_set
 from energyscape.solvers.coordinate_descent import cyclic, greedy
 from energyscape.solvers.proximal import Codes, distance, fista, ista
-from energyscape.solvers.quadratic import Gram, Rows
+from energyscape.solvers.quadratic import DirectRows, Gram, Rows
 
 __all__ = ["ALGORITHMS", "sparse_codes"]
 
@@ -94,7 +94,6 @@ def sparse_codes(
     """
     solve, gram = ALGORITHMS[algorithm], Gram.of(D, alpha)
     single = D.dtype == np.float32
-    double = gram.double() if single else gram
     settings = {"positive": positive, "max_iter": max_iter}
     xp, (n, m) = namespace(x), (len(x), D.shape[1])
     found = Codes(xp.zeros((n, m), x.dtype), xp.zeros(n), xp.zeros(n, np.int64))
@@ -106,7 +105,7 @@ def sparse_codes(
         near = max(tol, _SINGLE) if single else tol
         codes = solve(gram, Rows.of(gram, x[part], f), penalty, start=h0, tol=near, **settings)
         if single:
-            _confirm(double, x[part], f, penalty, codes, tol, solve, settings)
+            _confirm(gram, x[part], f, penalty, codes, tol, solve, settings)
         found.h[part], found.gap[part], found.n_iter[part] = codes.h, codes.gap, codes.n_iter
     return found
 
@@ -122,17 +121,18 @@ def _confirm(
     settings: dict[str, Any],
 ) -> None:
     """Measure gaps in float64, and finish there what is not done."""
-    xp = namespace(x)
-    rows = Rows.of(gram, x.astype(np.float64), None if f is None else f.astype(np.float64))
+    xp, wide = namespace(x), np.float64
+    x, f = x.astype(wide), None if f is None else f.astype(wide)
+    rows = DirectRows(gram.D.astype(wide), gram.alpha, x, f)
     positive = settings["positive"]
-    codes.gap = distance(gram, rows, penalty, codes.h.astype(np.float64), positive)
+    codes.gap = distance(gram, rows, penalty, codes.h.astype(wide), positive)
     late = xp.flatnonzero(codes.gap > tol)
     if not len(late):
         return
-    start = codes.h[late].astype(np.float64)
+    double, start = gram.double(), codes.h[late].astype(wide)
+    left = Rows.of(double, x[late], None if f is None else f[late])
     # Rounding the result to float32 costs a little of the gap again.
-    more = solve(gram, rows[late], penalty, start=start, tol=0.5 * tol, **settings)
+    more = solve(double, left, penalty, start=start, tol=0.5 * tol, **settings)
     codes.h[late] = more.h
-    rounded = codes.h[late].astype(np.float64)
-    codes.gap[late] = distance(gram, rows[late], penalty, rounded, positive)
+    codes.gap[late] = distance(double, left, penalty, codes.h[late].astype(wide), positive)
     codes.n_iter[late] += more.n_iter

@@ -22,7 +22,7 @@ import numpy as np
 from energyscape.backend import Array, namespace, to_host
 from energyscape.kernels import momentum_step
 from energyscape.solvers.duality import norm_gap
-from energyscape.solvers.quadratic import Gram, Rows
+from energyscape.solvers.quadratic import DirectRows, Gram, Rows
 
 # Iterations between checks, which cost a product each.
 _EVERY = 10
@@ -148,7 +148,9 @@ class _State:
             self.h = self.y = v
 
 
-def distance(gram: Gram, rows: Rows, penalty: Any, h: Array, positive: bool = False) -> Array:
+def distance(
+    gram: Gram, rows: Rows | DirectRows, penalty: Any, h: Array, positive: bool = False
+) -> Array:
     """How far codes are from the best ones: what `Codes` calls gap, shape (n,), float64."""
     xp, tiny = namespace(h), np.finfo(np.float64).tiny
     q, rest = rows.residual(gram, h)
