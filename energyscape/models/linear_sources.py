@@ -158,14 +158,27 @@ class LinearSources(EnergyModel):
         A batch with a row far out may ask for a step of many times W itself, from which there is
         no return: a step of W is at most the size of W, and one of m the spread of a source.
         """
-        xp, W, A = namespace(params["W"]), params["W"], self.mixing(params)
+        xp, W = namespace(params["W"]), params["W"]
         share = W.dtype.type(W.shape[1] / len(W))
         relative = (grads["W"] @ W.T) * share
-        pull = (grads["m"] @ A) / share
+        pull, step = self.pulled_back(W, grads["m"] / share)
         root = W.dtype.type(math.sqrt(len(W)))
-        # By A = W⁻¹ and not by M: the condition of M is the square of that of W.
         grads["W"][...] = (relative @ W) * xp.minimum(1, root / _size(relative))
-        grads["m"][...] = (A @ pull) * xp.minimum(1, root / _size(pull))
+        grads["m"][...] = step * xp.minimum(1, root / _size(pull))
+
+    @staticmethod
+    def pulled_back(W: Array, g: Array) -> tuple[Array, Array]:
+        """A vector as long as the least v with W'v = g, and (W'W)⁻¹g = W⁺v.
+
+        By a factor R of W'W that comes from W: the condition of W'W is the square of that of W.
+        """
+        xp = namespace(W)
+        R = W if W.shape[0] == W.shape[1] else xp.linalg.qr(W, mode="r")
+        try:
+            pull = xp.linalg.solve(R.T, g)
+            return pull, xp.linalg.solve(R, pull)
+        except np.linalg.LinAlgError:  # learning went astray: what is not finite ends it
+            return g * math.nan, g * math.nan
 
     def check_rows(self, n: int, event_shape: tuple[int, ...]) -> None:
         d = math.prod(event_shape)
