@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "free_energy_grad": "(params, x, weights) → dict: Σ_i w_i ∂F(x_i)/∂θ, signed, no 1/n inside",
     "input_grad": "(params, x) → ∂F/∂x, the shape of x (its negative is the score)",
     "input_grad_function": "(params) → a function x → ∂F/∂x, params worked into it once",
+    "torus_grad_function": "(params) → the same for states of chains on tori",
     "sample_hidden": "(params, x, rng, beta=1) → h ~ p(h | x)",
     "sample_visible": "(params, h, rng, beta=1, base=None) → x ~ p(x | h)",
     "sample_visible_free": "(params, h, rng, x, free, beta=1, base=None) → x ~ p(x_free | h, the "

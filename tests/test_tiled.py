@@ -18,7 +18,7 @@ import energyscape
 from energyscape.backend import Purpose, stream
 from energyscape.errors import CapabilityError, DataRangeWarning, UnnormalizedScoreWarning
 from energyscape.evaluation.laws import generic_params
-from energyscape.models import FieldsOfExperts, TiledMPoT, TiledRBM
+from energyscape.models import FieldsOfExperts, TiledMPoT, TiledRBM, field_gradient
 from energyscape.models.layouts import Sliding, Tiles
 from energyscape.samplers import HMC, Gibbs
 from energyscape.trainers import CD, FPCD, PCD
@@ -107,6 +107,43 @@ def test_gradients_of_chains_are_central_differences(case: Any) -> None:
     slope = target.forward(y + step * away).energy() - target.forward(y - step * away).energy()
     grad = (target.forward(y).input_grad() * away).sum(axis=(1, 2, 3))
     assert np.allclose(grad, slope / (2 * step), rtol=1e-7)
+
+
+@each_field
+def test_gradients_along_a_trajectory_are_those_of_a_pass(
+    case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filters with everything worked in, by blocks of images, with two channels: up to the rounding
+    of sums of a few hundred terms."""
+    monkeypatch.setattr(field_gradient, "_NUMBERS", 1)  # an image at a time
+    rng = np.random.default_rng(0)
+    model, x = case.make(), rng.standard_normal((9, *case.data.shape[1:3], 2))
+    model = model if getattr(model, "filters", None) is None else FieldsOfExperts(3, size=2)
+    params = generic_params(model, x)
+    target = model.target(params)
+    y = model.to_chains(params, x)
+    wanted = target.input_grad(y)
+    found = target.gradient()(y)
+    assert type(target.gradient()).__name__ == "TorusGradient"
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * abs(wanted).max())
+    energy, grad = target.energy_and_grad(y)
+    np.testing.assert_allclose(grad, wanted, rtol=0, atol=1e-12 * abs(wanted).max())
+    np.testing.assert_allclose(energy, target.energy(y), rtol=1e-12)
+
+
+@each_layout
+def test_columns_are_windows_and_their_adjoint_adds_them(
+    layout: Any, sides: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, *sides, 2))
+    for i, rows in enumerate(layout.cut(x)):
+        columns = layout.columns(x, i)
+        windows = rows.reshape(-1, rows.shape[-1])
+        assert {tuple(c) for c in columns.T} == {tuple(w) for w in windows}
+        y, out = rng.standard_normal(columns.shape), np.ones_like(x)
+        layout.add_columns(y, i, out)
+        assert np.isclose((columns * y).sum(), (x * (out - 1)).sum())
 
 
 @each_field

@@ -94,6 +94,13 @@ class FieldPass(WindowPass):
         return model.pulled(params, layout.fold(wide))
 
     def grad(self, weights: Array) -> Params:
+        total: Params = {}
+        for rows in self.parts():
+            more = self[rows]._grad(weights[rows])
+            total = {key: total[key] + value for key, value in more.items()} if total else more
+        return total
+
+    def _grad(self, weights: Array) -> Params:
         known, (dr, p) = self.known, self._pull()
         each, w = weights[:, None, None], flat(known["w"]).transpose(0, 2, 1)
         logs = log1p(known["z"]) * each

@@ -31,6 +31,7 @@ import numpy as np
 import scipy.fft
 
 from energyscape.backend import Array, namespace, to_host
+from energyscape.models.field_gradient import TorusGradient
 from energyscape.models.field_pass import FieldPass
 from energyscape.models.field_scores import FieldScoreMixin
 from energyscape.models.from_pass import UnitsFromPass
@@ -164,6 +165,18 @@ class GatedField(UnitsFromPass, FieldScoreMixin, ImageModel):
     def input_grad(self, params: Params, x: Array) -> Array:
         """∂F/∂x, the shape of x."""
         return self.forward(params, x).input_grad()
+
+    def torus_grad_function(self, params: Params) -> Callable[[Array], Array]:
+        """y → ∂F/∂y of states of chains, params worked into the filters once."""
+        amplitudes: dict[tuple[int, ...], Array] = {}
+
+        def shade(v: Array) -> Array:
+            sides = v.shape[1:3]
+            if sides not in amplitudes:
+                amplitudes[sides] = _amplitude(params["spectrum"], v.shape)
+            return _shaded(v, amplitudes[sides])
+
+        return TorusGradient(params, self.layout(), self.units.shapes(params), shade)
 
     # ------------------------------------------------------------ coordinates of chains
 

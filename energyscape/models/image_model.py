@@ -9,17 +9,19 @@ in, are no tori: filters see what lies inside, and pixels beyond the edge are un
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from energyscape.backend import Array, Purpose, namespace, stream
+from energyscape.backend import Array, Purpose, is_gpu_array, namespace, stream
 from energyscape.models.base import EnergyModel
 from energyscape.models.image_face import PIXELS_AT_ONCE, EdgeTarget, ImageFace, mirrored
 from energyscape.models.inputs import as_images
 from energyscape.models.layouts import Layout
 from energyscape.samplers import Target
-from energyscape.verbs import Params, Pass
+from energyscape.verbs import Params, Pass, speaks
 
 
 class TorusTarget(Target):
@@ -27,6 +29,21 @@ class TorusTarget(Target):
 
     def forward(self, x: Array) -> Pass:
         return self.model.on_torus(self.params, x, self.beta)
+
+    def energy_and_grad(self, x: Array) -> tuple[Array, Array]:
+        passed, put = self.forward(x), namespace(x).concatenate
+        parts = [passed[rows] for rows in passed.parts()]  # type: ignore[attr-defined]
+        both = [(part.energy(), part.input_grad()) for part in parts]
+        return put([energy for energy, _ in both]), put([grad for _, grad in both])
+
+    def gradient(self) -> Callable[[Array], Array]:
+        plain = np.ndim(self.beta) == 0 and self.beta == 1.0
+        # A GPU is better served by few calls on all images than by blocks for a cache.
+        if not plain or is_gpu_array(self.like) or speaks(self.model, ("torus_grad_function",)):
+            return self.input_grad
+        if self._gradient is None:
+            self._gradient = self.model.torus_grad_function(self.params)
+        return self._gradient
 
 
 class ImageModel(ImageFace, EnergyModel):

@@ -76,6 +76,15 @@ class Layout:
         """Windows added up into images of ``shape`` (n, h, w, c)."""
         raise NotImplementedError
 
+    def columns(self, x: Array, i: int) -> Array:
+        """The windows of set i as columns, (size·size·c, n · places), in an array of its own; it
+        may lie in memory as rows do."""
+        raise NotImplementedError
+
+    def add_columns(self, columns: Array, i: int, out: Array) -> None:
+        """The adjoint of `columns`, added to the images ``out``, in place."""
+        raise NotImplementedError
+
     def wrap(self, x: Array) -> Array:
         """A torus (n, h, w, c) as the image (n, h + reach, w + reach, c)."""
         xp, r = namespace(x), self.reach
@@ -146,6 +155,20 @@ class Tiles(Layout):
             place += part.reshape(n, down * t, across * t, c)
         return out
 
+    def columns(self, x: Array, i: int) -> Array:
+        (n, h, w, c), t, o = x.shape, self.size, i * self.stride
+        down, across = self.places(h, w)
+        part = x[:, o : o + down * t, o : o + across * t].reshape(n, down, t, across, t, c)
+        rows = part.transpose(0, 1, 3, 2, 4, 5).reshape(n * down * across, t * t * c)
+        return namespace(x).ascontiguousarray(rows).T
+
+    def add_columns(self, columns: Array, i: int, out: Array) -> None:
+        (n, h, w, c), t, o = out.shape, self.size, i * self.stride
+        down, across = self.places(h, w)
+        part = columns.T.reshape(n, down, across, t, t, c).transpose(0, 1, 3, 2, 4, 5)
+        place = out[:, o : o + down * t, o : o + across * t]
+        place += part.reshape(n, down * t, across * t, c)
+
 
 class Sliding(Layout):
     """Every window, seen by the same filters.
@@ -166,6 +189,24 @@ class Sliding(Layout):
 
     def paste(self, rows: Array, shape: tuple[int, ...]) -> Array:
         return overlap_add(rows[0], (self.size, self.size), shape)
+
+    def columns(self, x: Array, i: int) -> Array:
+        # Plane by plane: rows of an image are copied, not the few pixels of a row in a window.
+        (n, h, w, c), t = x.shape, self.size
+        down, across = self.places(h, w)
+        planes = namespace(x).empty((t, t, c, n, down, across), x.dtype)
+        for a in range(t):
+            for b in range(t):
+                planes[a, b] = x[:, a : a + down, b : b + across].transpose(3, 0, 1, 2)
+        return planes.reshape(t * t * c, -1)
+
+    def add_columns(self, columns: Array, i: int, out: Array) -> None:
+        (n, h, w, c), t = out.shape, self.size
+        down, across = self.places(h, w)
+        planes = columns.reshape(t, t, c, n, down, across)
+        for a in range(t):
+            for b in range(t):
+                out[:, a : a + down, b : b + across] += planes[a, b].transpose(1, 2, 3, 0)
 
 
 def check_tiles(tile: Any, stride: Any) -> None:

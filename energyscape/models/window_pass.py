@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from energyscape.backend import Array, namespace
+from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.verbs import Params, Pass, is_one
+
+_NUMBERS = 1 << 18  # of windows at once
 
 
 class WindowPass(Pass):
@@ -27,18 +29,34 @@ class WindowPass(Pass):
     ) -> None:
         super().__init__(model, params, x)
         self.beta, self.torus = beta, torus
-        self.known = self.fields() if known is None else known
+        self._known = known
+
+    @property
+    def known(self) -> dict[str, Array]:
+        """What `fields` gives, made when it is asked for first."""
+        if self._known is None:
+            self._known = self.fields()
+        return self._known
+
+    def parts(self) -> list[slice]:
+        """Images whose windows stay in the cache while something is made of them; all at once
+        where their fields are there already, or on a GPU."""
+        layout, (n, h, w, c) = self.model.layout(), self.x.shape
+        if self._known is not None or is_gpu_array(self.x):
+            return [slice(None)]
+        step = max(1, _NUMBERS // (layout.coverage * h * w * c))
+        return [slice(lo, lo + step) for lo in range(0, n, step)]
 
     def fields(self) -> dict[str, Array]:
         """What is known of every window, by name, (sets, n, places, …)."""
         raise NotImplementedError
 
-    def _part(self, x: Array, beta: Any, known: dict[str, Array]) -> Any:
+    def _part(self, x: Array, beta: Any, known: dict[str, Array] | None) -> Any:
         return type(self)(self.model, self.params, x, beta, self.torus, known)
 
     def __getitem__(self, rows: Any) -> Any:
         beta = self.beta if np.ndim(self.beta) == 0 else self.beta[rows]
-        known = {key: value[:, rows] for key, value in self.known.items()}
+        known = self._known and {key: value[:, rows] for key, value in self._known.items()}
         return self._part(self.x[rows], beta, known)
 
     def join(self, other: Pass) -> Any:
