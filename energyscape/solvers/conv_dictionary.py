@@ -21,6 +21,7 @@ convolutional feature hierarchies for visual recognition. NIPS.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -89,6 +90,7 @@ class ConvDictionary(LaidFilters):
         self.grid = grow(max(h, sides[0])), grow(max(w, sides[1]))
         self._columns = namespace(filters).ascontiguousarray(filters.reshape(k, -1).T)
         self._wave: Array = None
+        self._room: dict[str, Array] = {}
 
     # ------------------------------------------------------------ D and D'
 
@@ -208,14 +210,28 @@ class ConvDictionary(LaidFilters):
 
     # ------------------------------------------------------------ by windows
 
-    def _frame(self, n: int) -> tuple[int, int, int, int]:
-        """Shape (c, n, h' + fh - 1, w' + fw - 1): all pixels that filters reach, channels first."""
+    def _frame(self, n: int) -> tuple[Array, Array]:
+        """All pixels that filters reach, channels first, as rows (c, n, pixels) and as images
+        (c, n, h' + fh - 1, w' + fw - 1): one memory, zeros.
+
+        The first end beyond the last pixel by what rows of maps are shorter than rows of pixels.
+        """
         (_, fh, fw, c), (h, w, _) = self.filters.shape, self.maps_shape
-        return c, n, h + fh - 1, w + fw - 1
+        sides = h + fh - 1, w + fw - 1
+        flat = namespace(self.filters).zeros((c, n, sides[0] * sides[1] + fw - 1), self.dtype)
+        return flat, flat[:, :, : sides[0] * sides[1]].reshape(c, n, *sides)
+
+    def _space(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Memory that is kept: pages of new memory for every block cost as much as its product."""
+        size = math.prod(shape)
+        if name not in self._room or self._room[name].size < size:
+            self._room[name] = namespace(self.filters).empty(size, self.dtype)
+        return self._room[name][:size].reshape(shape)
 
     def _analyze_direct(self, x: Array, z: Array) -> None:
         n, (_, fh, fw, c) = len(x), self.filters.shape
         (h, w), (top, left) = self.image_shape, self.margins()
+<<<<<<< HEAD
         if is_gpu_array(x):
             before = (top, left)
             if self.boundary == "circular":
@@ -224,6 +240,9 @@ class ConvDictionary(LaidFilters):
             matmul(rows, self._columns, out=z.reshape(len(rows), -1))
             return
         frame = np.zeros(self._frame(n), self.dtype)
+=======
+        frame = self._frame(n)[1]
+>>>>>>> 0f6d8e3 (Add what filters give to images in whole pieces)
         frame[:, :, top : top + h, left : left + w] = x.transpose(3, 0, 1, 2)
         if self.boundary == "circular":
             frame[:, :, h:] = frame[:, :, : fh - 1]
@@ -231,7 +250,11 @@ class ConvDictionary(LaidFilters):
         k, across = self.maps_shape[2], self.maps_shape[1]
         for images, rows in self.blocks(n, len(self._columns)):
             out = z[images, rows]
+<<<<<<< HEAD
             planes = np.empty((fh, fw, c, *out.shape[:3]), self.dtype)
+=======
+            planes = self._space("planes", (fh, fw, c, *out.shape[:3]))
+>>>>>>> 0f6d8e3 (Add what filters give to images in whole pieces)
             for a in range(fh):
                 part = frame[:, images, rows.start + a : rows.stop + a]
                 for b in range(fw):
@@ -242,6 +265,7 @@ class ConvDictionary(LaidFilters):
     def _synthesize_direct(self, z: Array) -> Array:
         xp, n, (_, fh, fw, c) = namespace(z), len(z), self.filters.shape
         (h, w), (top, left) = self.image_shape, self.margins()
+<<<<<<< HEAD
         k, across = self.maps_shape[2], self.maps_shape[1]
         if is_gpu_array(z):
             rows = matmul(z.reshape(-1, k), self._columns.T)
@@ -252,14 +276,22 @@ class ConvDictionary(LaidFilters):
                 x[:, : fh - 1] += x[:, h:]
             return xp.ascontiguousarray(x[:, top : top + h, left : left + w])
         frame = np.zeros(self._frame(n), self.dtype)
+=======
+        flat, frame = self._frame(n)
+        k, across, wide = self.maps_shape[2], self.maps_shape[1], frame.shape[3]
+>>>>>>> 0f6d8e3 (Add what filters give to images in whole pieces)
         for images, rows in self.blocks(n, len(self._columns)):
             given = z[images, rows]
-            planes = self._columns @ given.reshape(-1, k).T
-            planes = planes.reshape(fh, fw, c, *given.shape[:3])
-            for a in range(fh):
-                part = frame[:, images, rows.start + a : rows.stop + a]
-                for b in range(fw):
-                    part[:, :, :, b : b + across] += planes[a, b]
+            # As long as rows of pixels: what a pixel of the filters adds is one piece of memory.
+            maps = self._space("maps", (*given.shape[:2], wide, k))
+            maps[:, :, :across], maps[:, :, across:] = given, 0
+            planes = self._space("planes", (fh, fw, c, len(given), given.shape[1] * wide))
+            xp.matmul(
+                self._columns, maps.reshape(-1, k).T, out=planes.reshape(len(self._columns), -1)
+            )
+            for a, b in itertools.product(range(fh), range(fw)):
+                first = (rows.start + a) * wide + b
+                flat[:, images, first : first + planes.shape[4]] += planes[a, b]
         if self.boundary == "circular":
             frame[:, :, :, : fw - 1] += frame[:, :, :, w:]
             frame[:, :, : fh - 1] += frame[:, :, h:]
