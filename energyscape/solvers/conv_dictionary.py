@@ -231,7 +231,6 @@ class ConvDictionary(LaidFilters):
     def _analyze_direct(self, x: Array, z: Array) -> None:
         n, (_, fh, fw, c) = len(x), self.filters.shape
         (h, w), (top, left) = self.image_shape, self.margins()
-<<<<<<< HEAD
         if is_gpu_array(x):
             before = (top, left)
             if self.boundary == "circular":
@@ -239,10 +238,7 @@ class ConvDictionary(LaidFilters):
             rows = im2col(x, (fh, fw), before, self.places)
             matmul(rows, self._columns, out=z.reshape(len(rows), -1))
             return
-        frame = np.zeros(self._frame(n), self.dtype)
-=======
         frame = self._frame(n)[1]
->>>>>>> 0f6d8e3 (Add what filters give to images in whole pieces)
         frame[:, :, top : top + h, left : left + w] = x.transpose(3, 0, 1, 2)
         if self.boundary == "circular":
             frame[:, :, h:] = frame[:, :, : fh - 1]
@@ -250,11 +246,7 @@ class ConvDictionary(LaidFilters):
         k, across = self.maps_shape[2], self.maps_shape[1]
         for images, rows in self.blocks(n, len(self._columns)):
             out = z[images, rows]
-<<<<<<< HEAD
-            planes = np.empty((fh, fw, c, *out.shape[:3]), self.dtype)
-=======
             planes = self._space("planes", (fh, fw, c, *out.shape[:3]))
->>>>>>> 0f6d8e3 (Add what filters give to images in whole pieces)
             for a in range(fh):
                 part = frame[:, images, rows.start + a : rows.stop + a]
                 for b in range(fw):
@@ -265,7 +257,6 @@ class ConvDictionary(LaidFilters):
     def _synthesize_direct(self, z: Array) -> Array:
         xp, n, (_, fh, fw, c) = namespace(z), len(z), self.filters.shape
         (h, w), (top, left) = self.image_shape, self.margins()
-<<<<<<< HEAD
         k, across = self.maps_shape[2], self.maps_shape[1]
         if is_gpu_array(z):
             rows = matmul(z.reshape(-1, k), self._columns.T)
@@ -275,11 +266,8 @@ class ConvDictionary(LaidFilters):
                 x[:, :, : fw - 1] += x[:, :, w:]
                 x[:, : fh - 1] += x[:, h:]
             return xp.ascontiguousarray(x[:, top : top + h, left : left + w])
-        frame = np.zeros(self._frame(n), self.dtype)
-=======
         flat, frame = self._frame(n)
-        k, across, wide = self.maps_shape[2], self.maps_shape[1], frame.shape[3]
->>>>>>> 0f6d8e3 (Add what filters give to images in whole pieces)
+        wide = frame.shape[3]
         for images, rows in self.blocks(n, len(self._columns)):
             given = z[images, rows]
             # As long as rows of pixels: what a pixel of the filters adds is one piece of memory.
