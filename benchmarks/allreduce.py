@@ -29,7 +29,7 @@ NOTES = {4: 0.02, 1_568_000: 1.6}  # ms of a bare exchange by own sockets, measu
 
 
 def repeats(n: int) -> int:
-    return max(3, min(300, 20_000_000 // max(n, 1)))
+    return max(3, min(200, 10_000_000 // max(n, 1)))
 
 
 # ---------------------------------------------------------------- one of the processes
