@@ -1,7 +1,8 @@
 """Time of one sum between processes of this machine, by its bytes, beside PyTorch's gloo.
 
-Ten rounds, an order that rotates; in each, new processes make some sums of every length, and the
-mean time of a sum by the clock of the first counts. Latency and bandwidth are fitted to the
+Every contender has its own processes, which sleep while it is not their turn. Ten rounds, an order
+that rotates; in each, some sums of every length, of which the mean time by the clock of the first
+process counts. Latency and bandwidth are fitted to the
 medians by least squares of relative errors, for a model of what a fit on several workers costs.
 What is sent goes through the loopback device, so that the processor is the network, and four
 processes share what cores there are.
@@ -13,7 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def repeats(n: int) -> int:
 # ---------------------------------------------------------------- one of the processes
 
 
-def sum_ours(rank: int, size: int) -> dict[str, dict[int, float]]:
+def sum_ours(rank: int, size: int) -> Iterator[dict[str, dict[int, float]]]:
+    """Yields nothing when all have met, then what one round takes, by the way of adding."""
     from energyscape.distributed import sockets
     from energyscape.distributed.meeting import listen
 
@@ -44,16 +46,19 @@ def sum_ours(rank: int, size: int) -> dict[str, dict[int, float]]:
     print(port, flush=True)
     addresses = [("127.0.0.1", port) for port in json.loads(sys.stdin.readline())]
     workers = sockets.SocketWorkers(rank, addresses, b"benchmark", listener)
-    found = {"by pairs": times(workers.add, BOTH_WAYS)}
-    sockets.DIRECT_BYTES = -1
-    found["ring"] = times(workers.add, BOTH_WAYS)
-    sockets.DIRECT_BYTES = threshold
-    found["energyscape"] = times(workers.add, LENGTHS)
-    workers.close()
-    return found
+    yield {}
+    while True:
+        found = {}
+        sockets.DIRECT_BYTES = max(BOTH_WAYS)
+        found["by pairs"] = times(workers.add, BOTH_WAYS)
+        sockets.DIRECT_BYTES = -1
+        found["ring"] = times(workers.add, BOTH_WAYS)
+        sockets.DIRECT_BYTES = threshold
+        found["energyscape"] = times(workers.add, LENGTHS)
+        yield found
 
 
-def sum_gloo(rank: int, size: int) -> dict[str, dict[int, float]]:
+def sum_gloo(rank: int, size: int) -> Iterator[dict[str, dict[int, float]]]:
     import socket
 
     import torch
@@ -61,12 +66,14 @@ def sum_gloo(rank: int, size: int) -> dict[str, dict[int, float]]:
 
     torch.set_num_threads(1)
     with socket.create_server(("127.0.0.1", 0)) as door:
-        print(door.getsockname()[1], flush=True)
+        port = door.getsockname()[1]
+    print(port, flush=True)
     where = f"tcp://127.0.0.1:{json.loads(sys.stdin.readline())[0]}"
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=size)
-    found = times(lambda buffer: dist.all_reduce(torch.from_numpy(buffer)), LENGTHS)
-    dist.destroy_process_group()
-    return {"PyTorch gloo": found}
+    yield {}
+    while True:
+        found = times(lambda buffer: dist.all_reduce(torch.from_numpy(buffer)), LENGTHS)
+        yield {"PyTorch gloo": found}
 
 
 CONTENDERS = {"energyscape": sum_ours, "PyTorch gloo": sum_gloo}
@@ -93,24 +100,33 @@ def times(add: Callable[[Any], object], lengths: Sequence[int]) -> dict[int, flo
 # ---------------------------------------------------------------- rounds
 
 
-def measure(name: str, size: int) -> dict[str, dict[int, float]]:
-    """Seconds of a sum by its bytes, as the first of ``size`` processes saw them."""
-    peer = HERE / ".venv" / "bin" / "python"  # made by step_time.py
-    python = sys.executable if name == "energyscape" else str(peer)
-    command = [python, __file__, "--contender", name, "--size", str(size), "--rank"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(size)
-    ]
-    ports = [int(process.stdout.readline()) for process in processes]
-    for process in processes:
-        process.stdin.write(json.dumps(ports) + "\n")
-        process.stdin.flush()
-    said = [process.communicate()[0] for process in processes]
-    times_ = json.loads(said[0])
-    return {kind: {int(n): t for n, t in found.items()} for kind, found in times_.items()}
+class Group:
+    """The processes of a contender."""
+
+    def __init__(self, name: str, size: int) -> None:
+        peer = HERE / ".venv" / "bin" / "python"  # made by step_time.py
+        python = sys.executable if name == "energyscape" else str(peer)
+        command = [python, __file__, "--contender", name, "--size", str(size), "--rank"]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.size = size
+        self.processes = [subprocess.Popen([*command, str(rank)], **pipes) for rank in range(size)]
+        self.tell([json.loads(process.stdout.readline()) for process in self.processes])
+
+    def tell(self, what: Any) -> None:
+        for process in self.processes:
+            process.stdin.write(json.dumps(what) + "\n")
+            process.stdin.flush()
+
+    def measure(self) -> dict[str, dict[int, float]]:
+        """Seconds of a sum by its bytes, as the first of the processes saw them."""
+        self.tell("go")
+        said, *_ = [json.loads(process.stdout.readline()) for process in self.processes]
+        return {kind: {int(n): t for n, t in found.items()} for kind, found in said.items()}
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
 
 
 def fit(median: dict[int, float]) -> tuple[float, float, float]:
@@ -134,7 +150,7 @@ def report(record: dict[str, Any], rounds: int) -> str:
     from common import table
 
     seconds = record["seconds"]
-    blocks = [f"{rounds} rounds, new processes in each. Median ms of a sum (least)."]
+    blocks = [f"{rounds} rounds. Median ms of a sum (least)."]
     for kinds in (CONTENDERS, ("by pairs", "ring")):
         keys = [f"{kind}, {size}" for size in SIZES for kind in kinds]
         columns = [cells(seconds[key]) for key in keys]
@@ -171,17 +187,22 @@ def main() -> None:
         rounds={"type": int, "default": 10},
     )
     if chosen.contender:
-        found = CONTENDERS[chosen.contender](chosen.rank, chosen.size)
-        if chosen.rank == 0:
-            print(json.dumps(found), flush=True)
+        rounds = CONTENDERS[chosen.contender](chosen.rank, chosen.size)
+        next(rounds)
+        while sys.stdin.readline():
+            print(json.dumps(next(rounds)), flush=True)
         return
-    keys = [(name, size) for size in SIZES for name in CONTENDERS]
+    groups = [Group(name, size) for size in SIZES for name in CONTENDERS]
     seconds: dict[str, list[dict[int, float]]] = {}
-    for turn in range(chosen.rounds):
-        k = turn % len(keys)
-        for name, size in keys[k:] + keys[:k]:
-            for kind, found in measure(name, size).items():
-                seconds.setdefault(f"{kind}, {size}", []).append(found)
+    try:
+        for turn in range(chosen.rounds):
+            k = turn % len(groups)
+            for group in groups[k:] + groups[:k]:
+                for kind, found in group.measure().items():
+                    seconds.setdefault(f"{kind}, {group.size}", []).append(found)
+    finally:
+        for group in groups:
+            group.stop()
     record: dict[str, Any] = {"seconds": seconds, "fit": {}}
     text = report(record, chosen.rounds)
     write(chosen, "allreduce", "Sums between processes", text, record)
