@@ -35,7 +35,7 @@ from energyscape import backend
 from energyscape.distributed import flow, meeting, nccl, sockets
 from energyscape.distributed.meeting import HELLO, listen
 from energyscape.distributed.nccl import NcclWorkers
-from energyscape.distributed.sockets import DIRECT_BYTES, SocketWorkers
+from energyscape.distributed.sockets import DIRECT_BYTES, SocketWorkers, direct_bytes
 from energyscape.errors import DeviceError, EnergyscapeError, WorkerLostError
 from energyscape.workers import split_evenly
 
@@ -154,6 +154,17 @@ def test_the_order_of_a_sum_shows_in_its_bits() -> None:
     parts = [numbers(rank, 1000, "float32") for rank in range(5)]
     assert (by_pairs(parts) != around(parts)).any()
     assert (around(parts) != around(parts[::-1])).any()
+
+
+def test_many_workers_sum_longer_buffers_by_pairs() -> None:
+    """Where the two ways cost the same by the model: a few messages of latency are many bytes."""
+    assert [direct_bytes(size) for size in (2, 3, 4, 5)] == [DIRECT_BYTES] * 4
+    alpha, bandwidth = DIRECT_BYTES / 8.0, 1.0  # in units of bytes
+    for size in (8, 64, 1000):
+        n, rounds = direct_bytes(size), np.ceil(np.log2(size))
+        pairs = rounds * (alpha + n / bandwidth)
+        ring = 2 * (size - 1) * (alpha + n / size / bandwidth)
+        assert abs(pairs / ring - 1) < 1e-4
 
 
 def test_whatever_pieces_arrive_in_the_sum_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ from energyscape.errors import WorkerLostError
 from energyscape.workers import Workers
 
 # Up to here fewer hops are worth more than fewer bytes: measured, pairs are quicker to half a
-# megabyte on one machine (benchmarks/allreduce.py); slower networks would have it lower.
+# megabyte on one machine (benchmarks/allreduce.py); slower networks would have it lower, and many
+# workers higher (`direct_bytes`).
 DIRECT_BYTES = 1 << 18
 # Seconds that whoever waits for a worker that may itself wait adds for each step between: those
 # that wait for the silent one itself speak first, and name it to the others.
@@ -41,6 +42,20 @@ def check_flat(buffer: Array) -> None:
             "workers add flat, contiguous arrays of float32 or float64; got "
             f"{buffer.dtype} of shape {buffer.shape}"
         )
+
+
+def direct_bytes(size: int) -> int:
+    """Bytes up to which ``size`` workers sum by pairs.
+
+    With latency α and bandwidth β, L = ⌈log₂ size⌉ rounds of α + n/β are quicker than a ring's
+    2(size - 1) messages of α + n/(size β) up to n = αβ (2(size - 1) - L)/(L - 2(size - 1)/size);
+    αβ is what makes that `DIRECT_BYTES` for four workers, and fewer are taken for four.
+    """
+    rounds, messages = (size - 1).bit_length(), 2 * (size - 1)
+    if size <= 4:
+        return DIRECT_BYTES
+    ratio = (messages - rounds) / (rounds - messages / size)
+    return int(DIRECT_BYTES * max(1.0, ratio / 8.0))
 
 
 class SocketWorkers(Workers):
@@ -95,7 +110,7 @@ class SocketWorkers(Workers):
         self._calls = 0
         self._end: WorkerLostError | None = None
         self._block = np.empty(BLOCK, np.uint8)
-        self._packets = [bytearray(HEADER.size + DIRECT_BYTES) for _ in range(2)]
+        self._packets = [bytearray(HEADER.size + direct_bytes(self.size)) for _ in range(2)]
         self._peers = {k: Peer(k, self._addresses[k]) for k in _partners(rank, self.size)}
         try:
             with listener:
@@ -134,7 +149,7 @@ class SocketWorkers(Workers):
             return
         header = self._next(b"add" + buffer.dtype.char.encode(), buffer.nbytes)
         try:
-            if buffer.nbytes <= DIRECT_BYTES:
+            if buffer.nbytes <= direct_bytes(self.size):
                 self._double(buffer, header)
             else:
                 self._around(buffer, header)
