@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import standin
 from cases import CASES, Case, short
 from crew import RowBlind, Sliced, Threaded, together
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 
 from energyscape import sharing, training
-from energyscape.backend import HostStream, Purpose, stream
+from energyscape.backend import HostStream, Purpose, device_of, stream, to_host
 from energyscape.callbacks import EarlyStopping
 from energyscape.errors import DivergenceError
 from energyscape.models import PCA, RBM, AutoEncoder, GaussianMixture, KMeans, SparseCoding
@@ -93,7 +94,7 @@ def _learned(
     if own_rows:
         part = split_evenly(len(X), workers.size, workers.rank)
         trainer, rows = model._prepare(X[part], None, reset=True)
-    model.seed_, model._device = seed, "cpu"
+    model.seed_, model._device = seed, device_of(rows.X)
     if workers.rank:
         trainer.set_params(callbacks=())
     model.learn(trainer, rows, workers)
@@ -327,6 +328,29 @@ def test_chains_too_few_for_the_workers_are_refused() -> None:
     X, model = _bits(100), RBM(4, trainer=PCD(n_epochs=1, n_chains=2))
     with pytest.raises(ValueError, match="2 chains cannot be shared by 3 workers"):
         together(3, lambda workers: _learned(model, X, workers))
+
+
+@pytest.mark.parametrize("sync_every", [1, 4])
+@pytest.mark.parametrize("trainer", [PCD(), FPCD(), NCE()], ids=lambda t: type(t).__name__)
+def test_arrays_on_a_device_are_shared_there(trainer: Any, sync_every: int, fake_cupy: Any) -> None:
+    """On the stand-in: one state for all, and no more waiting than one process has, but where an
+    epoch ends."""
+    X = fake_cupy.asarray(_bits(121).astype(np.float32))
+    model = RBM(5, trainer=clone(trainer).set_params(n_epochs=2, batch_size=30))
+    found = together(2, lambda workers: _learned(model, X, workers), sync_every)
+    for part in ("params", "carry"):
+        mine, theirs = (getattr(worker._state, part) for worker in found)
+        for key, value in mine.items():
+            assert device_of(value) == "cuda:0", key
+            assert_array_equal(to_host(value), to_host(theirs[key]), err_msg=key)
+    model = RBM(5, trainer=clone(trainer).set_params(n_epochs=1, batch_size=10))
+    waits = []
+    for n in (200, 400):
+        X = fake_cupy.asarray(_bits(n).astype(np.float32))
+        before = standin.Counter.syncs
+        together(2, lambda workers, X=X: _learned(model, X, workers), sync_every)
+        waits.append(standin.Counter.syncs - before)
+    assert waits[0] == waits[1]  # twenty more updates wait for nothing
 
 
 # ---------------------------------------------------------------- small parts
