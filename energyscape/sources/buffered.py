@@ -25,12 +25,25 @@ from energyscape.sources.reader import Buffer, read_ahead
 from energyscape.sources.rows import Rows, check_part, count_held_out
 
 BUFFER_BYTES = 64 << 20
-BUFFER_BLOCKS = 32
+BUFFER_BLOCKS = 64
+FIRST_SHARE = 8  # the first filling of a pass is 1/8 of a buffer, so that it begins at once
 FEWEST_BATCHES = 4
 # Places that picked rows come from, a run of consecutive ones at each.
 PICKED_RUNS = 64
 
 Fill = Callable[[np.ndarray], np.ndarray]
+
+
+def _growing(fill: Fill, first: int) -> Fill:
+    """``fill`` of ``first`` rows, then of twice as many each time, up to what there is room for."""
+    n = first
+
+    def grown(out: np.ndarray) -> np.ndarray:
+        nonlocal n
+        n, now = min(2 * n, len(out)), n
+        return fill(out[:now])
+
+    return grown
 
 
 class BufferedRows(Rows):
@@ -89,7 +102,7 @@ class BufferedRows(Rows):
             return
         room = max(self.room, FEWEST_BATCHES * batch_size)
         buffers = [self._empty(batch_size + room) for _ in range(2)]
-        fill = self.filler(rng)
+        fill = _growing(self.filler(rng), max(room // FIRST_SHARE, FEWEST_BATCHES * batch_size))
         left, numbers = self._empty(0), np.empty(0, np.intp)
         with contextlib.closing(read_ahead(lambda rows: fill(rows[batch_size:]), buffers)) as ahead:
             for buffer in ahead:
@@ -122,7 +135,8 @@ class BufferedRows(Rows):
             return
         buffers = [self._empty(min(self.room, len(self))) for _ in range(2)]
         block, done, left = self._block(size, len(self)), 0, len(self)
-        with contextlib.closing(read_ahead(self.filler(None), buffers)) as ahead:
+        fill = _growing(self.filler(None), max(1, self.room // FIRST_SHARE))
+        with contextlib.closing(read_ahead(fill, buffers)) as ahead:
             for buffer in ahead:
                 lo, n = 0, len(buffer.numbers)
                 while lo < n:
