@@ -126,6 +126,7 @@ def run(
         return
     if plan.span is not None and trainer.converged(state.history):
         return
+    rows.device = plan.device
     rows = _with_targets(model, trainer, state, rows, plan)
     monitor = Monitor(model, trainer, state, rows, held_out, plan)
     share.enter(state)

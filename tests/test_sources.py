@@ -265,6 +265,19 @@ def test_picked_rows_come_from_all_over_a_file(tmp_path: Path, small: None) -> N
     assert abs(counts - 6.4).max() < 6 * np.sqrt(64 * 0.1 * 0.9)
 
 
+@pytest.mark.parametrize("kind", ["memmap", "blocks"])
+def test_picked_rows_are_as_many_as_memory_holds(
+    kind: str, tmp_path: Path, small: None, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(buffered, "PICKED_BYTES", 300 * D * 4)
+    monkeypatch.setattr(buffered, "FEWEST_PICKED", 20)
+    rows = _opened(kind, tmp_path)
+    assert len(rows.sample(10, stream(0, Purpose.INIT))) == 10
+    assert len(rows.sample(900, stream(0, Purpose.INIT))) == 300
+    monkeypatch.setattr(buffered, "FEWEST_PICKED", 500)
+    assert len(rows.sample(900, stream(0, Purpose.INIT))) == 500
+
+
 # ---------------------------------------------------------------- what is held, and for how long
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 from energyscape.data import ZCA, Blocks, PatchExtractor
 from energyscape.models import (
@@ -164,6 +165,21 @@ def test_the_scale_is_told_from_the_first_rows(
     assert value_range(X) == (255.0, 255.0) and deviation(X) == 0.0
     most = 900 // int(np.prod(shape))
     assert asked[2:] == [slice(0, most), slice(0, most)]
+
+
+def test_a_fit_on_a_gpu_is_that_of_the_array(kind: str, tmp_path: Path, cupy: Any) -> None:
+    """Bit for bit where rows fit a buffer, of which there is one; through two of them, rows are on
+    the device as well."""
+    X = BITS.astype(np.float32)
+    model = RBM(4, trainer=PCD(n_epochs=2, batch_size=32), device="cuda", random_state=0)
+    through = clone(model).fit(KINDS[kind](tmp_path, X))
+    assert np.isfinite(through.components_).all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(buffered, "BUFFER_BYTES", X.nbytes)
+        (tmp_path / "again").mkdir()
+        stored = clone(model).fit(KINDS[kind](tmp_path / "again", X))
+    np.testing.assert_array_equal(stored.components_, model.fit(X).components_)
+    assert (stored.components_ != through.components_).any()
 
 
 def test_arrays_that_come_one_by_one(tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ class EnergyModel(
         Parameters
         ----------
         X : array, shape (n, n_features)
-            NumPy or CuPy array, data frame, CSR matrix, memory map or open HDF5 dataset.
+            NumPy or CuPy array, data frame, CSR matrix; memory map or open HDF5 dataset, a list of
+            these as one, or `energyscape.data.Blocks`.
             float32 and float64 are kept; bool, 8-bit integers and float16 are computed in
             float32, other integers in float64, cast batch by batch. Never copied as a whole.
         y : ignored

@@ -206,4 +206,5 @@ class StreamedRows(BufferedRows):
 
     def pick(self, n: int, rng: Any) -> Any:
         """The first ``n`` rows: no others can be had without reading what comes before."""
+        n = self.affordable(n)
         return super().pick(n, rng) if n >= len(self) or len(self) <= self.room else slice(0, n)

@@ -28,6 +28,8 @@ BUFFER_BYTES = 64 << 20
 BUFFER_BLOCKS = 64
 FIRST_SHARE = 8  # the first filling of a pass is 1/8 of a buffer, so that it begins at once
 FEWEST_BATCHES = 4
+# Picked rows stay below this, but are no fewer than FEWEST_PICKED where there are so many.
+PICKED_BYTES, FEWEST_PICKED = 256 << 20, 1000
 # Places that picked rows come from, a run of consecutive ones at each.
 PICKED_RUNS = 64
 
@@ -164,6 +166,10 @@ class BufferedRows(Rows):
 
     # ------------------------------------------------------------ some rows
 
+    def affordable(self, n: int) -> int:
+        """``n``, or as many rows as may be in memory at once in the dtype that is computed in."""
+        return min(n, max(FEWEST_PICKED, PICKED_BYTES // max(1, self.row_bytes)))
+
     def is_loaded(self, rows: Any) -> bool:
         """Whether rows are had from memory: all of them are there, or fit and are wanted in
         pieces."""
@@ -180,8 +186,9 @@ class BufferedRows(Rows):
         return Rows(self._loaded, None, self.labels(slice(None)), self.event_shape)
 
     def pick(self, n: int, rng: Any) -> Any:
-        """Indices of ``n`` rows, in runs of consecutive ones from random places; of all in their
-        order where there are no more."""
+        """Indices of ``n`` rows, or of as many as `PICKED_BYTES` hold, in runs of consecutive ones
+        from random places; of all in their order where there are no more."""
+        n = self.affordable(n)
         length = max(1, -(-n // PICKED_RUNS))
         runs = -(-n // length)
         if len(self) <= self.room or len(self) // length <= runs:
