@@ -240,14 +240,15 @@ def main() -> None:
         print(json.dumps(contend(chosen.contender, Path(chosen.at), chosen.gigabytes)))
         return
     record: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-        measure("files", Path(folder))
-        text, record["milliseconds"] = throughput(Path(folder), chosen.rounds, chosen.threads)
-    texts = [text]
+    texts = []
     if chosen.gigabytes:
         with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
             text, record["large file"] = memory(Path(folder), chosen.gigabytes)
             texts.append(text)
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
+        measure("files", Path(folder))
+        text, record["milliseconds"] = throughput(Path(folder), chosen.rounds, chosen.threads)
+        texts.insert(0, text)
     intro = (
         f"PCD-1, {D}×{H}, batch {BATCH}, one epoch of {ROWS:,} rows: seconds of the epoch over its "
         f"updates, so that the wait for the first buffer counts. {chosen.rounds} rounds, each "
