@@ -409,6 +409,8 @@ def _step_cases(rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
         cases[f"descend#{i}"] = 1003, args
     for kind in range(3):
         v, b, h, y = (array(7, 301) for _ in range(4))
+        # Random rows point downhill, every second one of these uphill.
+        y[::2] = 2 * (v + b if kind < 2 else v)[::2] - h[::2]
         t = (1 + 3 * rng.random(7)).astype(dtype)
         share = np.zeros_like(t)
         args = [v, b, h, y, t, share, dtype(0.4), np.uint32(kind), np.uint64(301)]
