@@ -63,10 +63,15 @@ def test_both_paths_agree_on_the_same_noise(case: Case, trainer: Any, cupy: Modu
             )
             trainer.apply(model, params, carry, sums, Moment(0, step, 0.1))
         results.append({k: to_host(v) for k, v in (params | carry).items()})
+    # Kernels have another formula for a sigmoid, and differences of gradients over steps of 1e-5
+    # make 1e5 times as much of a rounding of gradients, which are of order 10 here.
+    tolerance = 1e-6 if isinstance(trainer, SlicedScoreMatching) else 1e-8
     for name, value in results[0].items():
         assert value.dtype == results[1][name].dtype, name
         scale = max(1.0, float(np.abs(value).max(initial=0)))
-        np.testing.assert_allclose(results[1][name] / scale, value / scale, atol=1e-8, err_msg=name)
+        np.testing.assert_allclose(
+            results[1][name] / scale, value / scale, rtol=tolerance, atol=tolerance, err_msg=name
+        )
 
 
 @pytest.mark.parametrize(("case", "trainer"), PAIRS, ids=_id)
