@@ -267,11 +267,11 @@ def networks() -> dict[str, Case]:
             lambda i, m: f.autoencoder(100, ({500: 784, 250: 500}[m.n_components], m.n_components)),
         ),
         "FineTunedClassifier": Case(
-            "784-500-10, SGD, 100 rows",
+            "784-500-10, SGD with momentum, 100 rows",
             classifier,
             lambda: X.unit(5000, labels=True),
             50,
-            lambda i, m: f.layers(100, (784, 500, 10), kept=1),
+            lambda i, m: f.layers(100, (784, 500, 10), kept=2),
         ),
         "FineTunedPipeline": Case(
             "28×28, 32 filters of 7×7, rectified, pooled by 2×2, 10 classes, Adam, 100 images",
@@ -281,13 +281,13 @@ def networks() -> dict[str, Case]:
             of_pipeline,
         ),
         "SiameseEncoder": Case(
-            "784-256-2, InfoNCE, SGD, 100 pairs",
+            "784-256-2, InfoNCE, Adam, 100 pairs",
             lambda e, c: M.SiameseEncoder(
                 2, hidden_layer_sizes=(256,), trainer=learn(EmbeddingLoss, e, c)
             ),
             lambda: X.pairs(2500),
             25,
-            lambda i, m: f.layers(200, (784, 256, 2), kept=1),
+            lambda i, m: f.layers(200, (784, 256, 2)),
         ),
     }
 

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from energyscape.backend import Array, namespace
-from energyscape.kernels import sigmoid, soft_threshold, softplus_sum
+from energyscape.kernels import rectify, sigmoid, soft_threshold, softplus_sum
 from energyscape.registry import register
 from energyscape.verbs import check_count
 
@@ -174,7 +174,7 @@ class Relu(PiecewiseLinear):
 
     def value(self, a: Array, out: Array = None) -> Array:
         """f(a); ``out`` may be ``a`` itself."""
-        return namespace(a).maximum(a, 0, out=out)
+        return rectify(a, out=out)
 
     def slope(self, a: Array, h: Array) -> Array:
         """1 where a > 0, else 0."""

@@ -274,19 +274,21 @@ class Adam(Optimizer):
     ) -> None:
         steps = at.step + 1
         unbias1, unbias2 = 1.0 - self.beta1**steps, 1.0 - self.beta2**steps
+        # m/u₁ / (√(v/u₂) + ε) is m / (√v + ε√u₂) times √u₂/u₁: two passes less.
+        root = math.sqrt(unbias2)
+        scale = root / unbias1
         for key, rate in self._rates(specs, at).items():
             g, mean, square = grads[key], carry[f"opt/mean/{key}"], carry[f"opt/square/{key}"]
             xp, real = namespace(g), g.dtype.type
             mean *= real(self.beta1)
             mean += real(1.0 - self.beta1) * g
             g *= g
+            g *= real(1.0 - self.beta2)
             square *= real(self.beta2)
-            square += real(1.0 - self.beta2) * g
-            xp.divide(square, real(unbias2), out=g)
-            xp.sqrt(g, out=g)
-            g += real(self.epsilon)
+            square += g
+            xp.sqrt(square, out=g)
+            g += real(self.epsilon * root)
             xp.divide(mean, g, out=g)
-            decay = (self.l1, self.l2) if specs[key].decay else (0.0, 0.0)
-            # The scale of the step is in g, so that the decay sees the learning rate alone.
-            g *= real(1.0 / unbias1)
-            descend(params[key], g, None, rate, 0.0, False, *decay)
+            # The decay goes by the learning rate alone.
+            l1, l2 = (self.l1, self.l2) if specs[key].decay else (0.0, 0.0)
+            descend(params[key], g, None, rate * scale, 0.0, False, l1 / scale, l2 / scale)

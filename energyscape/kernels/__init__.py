@@ -4,7 +4,7 @@ from energyscape.kernels.chains import accept, arrive, leapfrog, set_off, square
 from energyscape.kernels.gates import gate, half_square, log_sum, pull, respond, slope, square_sum
 from energyscape.kernels.products import matmul
 from energyscape.kernels.steps import descend, follow, momentum_step, rank_two
-from energyscape.kernels.units import log1p, sigmoid, soft_threshold, softplus_sum
+from energyscape.kernels.units import log1p, rectify, sigmoid, soft_threshold, softplus_sum
 from energyscape.kernels.windows import col2im, im2col
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "momentum_step",
     "pull",
     "rank_two",
+    "rectify",
     "respond",
     "set_off",
     "sigmoid",

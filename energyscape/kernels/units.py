@@ -60,8 +60,24 @@ def soft_threshold(v: Array, theta: Any, positive: bool = False, out: Array = No
     xp = namespace(v)
     if positive:
         out = xp.subtract(v, theta, out=out)
-        return xp.maximum(out, 0, out=out)
-    return xp.subtract(v, xp.clip(v, -theta, theta), out=out)
+        return rectify(out, out=out)
+    if getattr(theta, "ndim", 0) and not is_gpu_array(v):
+        # Nor has `clip` vector instructions where its bounds are arrays: 3 times as long.
+        off = np.minimum(v, theta)
+        np.maximum(off, -theta, out=off)
+    else:
+        off = xp.clip(v, -theta, theta)
+    return xp.subtract(v, off, out=out)
+
+
+def rectify(v: Array, out: Array = None) -> Array:
+    """max(v, 0); ``out`` may be ``v``.
+
+    NumPy's `maximum` with a number has no vector instructions, its `clip` has: half the time.
+    """
+    if is_gpu_array(v):
+        return namespace(v).maximum(v, 0, out=out)
+    return np.clip(v, 0, np.inf, out=out)
 
 
 def softplus_sum(a: Array, bias: Array = None) -> Array:

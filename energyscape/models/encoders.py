@@ -27,7 +27,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from energyscape.backend import Array, namespace
-from energyscape.kernels import soft_threshold
+from energyscape.kernels import rectify, soft_threshold
 from energyscape.registry import register
 from energyscape.solvers.quadratic import Gram
 from energyscape.verbs import Param, Params
@@ -149,7 +149,7 @@ class AffineEncoder(Encoder):
         u += params["c"]
         h = self.code(params, u)
         if positive:
-            h = namespace(h).maximum(h, 0)
+            h = rectify(h)
         return h, (x, u, h if positive else None)
 
     def backward(

@@ -14,12 +14,14 @@ of 0 are a place to rest at: what is found is where descent leads from a lasso o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from energyscape.backend import Array, is_gpu_array, namespace
+from energyscape.kernels import rectify
 from energyscape.solvers.proximal import Codes
 from energyscape.solvers.quadratic import Gram
 
@@ -43,9 +45,10 @@ def factors_of(z: Array, c: Array, P: Array) -> Array:
     return xp.concatenate([c, where.reshape(len(z), -1)], axis=1)
 
 
-def next_what(z: Array, c: Array, P: Array) -> Array:
-    """A c of no more energy given ``z``, shape (n, n_what); the best where pools do not overlap."""
-    xp, w = namespace(z), c @ P
+def next_what(z: Array, c: Array, P: Array, w: Array = None) -> Array:
+    """A c of no more energy given ``z``, shape (n, n_what); the best where pools do not overlap.
+    ``w`` is P'c where the caller has it."""
+    xp, w = namespace(z), c @ P if w is None else w
     share = z.sum(axis=1) / z.dtype.type(z.shape[1])
     share /= xp.where(_alive(w), w * w, 1)
     return c * xp.sqrt(share @ P.T)
@@ -186,21 +189,21 @@ class _Steps:
             return state
         state.z = xp.zeros_like(b) if f is None else f
         state.c = equal_what(state.z, self.P, self.lam)
+        w = state.c @ self.P
         for _ in range(_EVERY):
-            state.z = self.move(state)
+            state.z = self.move(state, w)
         return state
 
-    def move(self, state: _State) -> Array:
-        """z after a step of the lasso whose weights c says."""
-        z, xp, w = state.z, namespace(state.z), state.c @ self.P
+    def move(self, state: _State, w: Array) -> Array:
+        """z after a step of the lasso whose weights c says, by ``w`` = P'c."""
+        z, xp = state.z, namespace(state.z)
         v = (z.reshape(-1, z.shape[2]) @ self.S).reshape(z.shape)
         v += state.b
         alive = _alive(w)
         cost = z.dtype.type(self.lam * self.step) / xp.where(alive, w, 1)
+        cost = xp.where(alive, cost, z.dtype.type(math.inf))  # which no code pays
         v -= cost[:, None]
-        xp.maximum(v, 0, out=v)
-        v *= alive[:, None]
-        return v
+        return rectify(v, out=v)
 
 
 def _descend(steps: _Steps, state: _State, tol: float, max_iter: int) -> None:
@@ -211,8 +214,9 @@ def _descend(steps: _Steps, state: _State, tol: float, max_iter: int) -> None:
         turns = min(_EVERY, max_iter - done)
         for _ in range(turns):
             z, c = now.z, now.c
-            now.z = steps.move(now)
-            now.c = next_what(now.z, c, steps.P)
+            w = c @ steps.P
+            now.z = steps.move(now, w)
+            now.c = next_what(now.z, c, steps.P, w)
         done += turns
         scale = xp.abs(now.b).max(axis=(1, 2)).astype(np.float64)
         moved = xp.abs(now.z - z).max(axis=(1, 2)) / xp.where(scale > 0, scale, 1)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace, to_host
-from energyscape.kernels import momentum_step
+from energyscape.kernels import momentum_step, rectify
 from energyscape.solvers.duality import norm_gap
 from energyscape.solvers.quadratic import DirectRows, Gram, Rows
 
@@ -140,7 +140,7 @@ class _State:
             return
         v += self.b
         if positive:
-            namespace(v).maximum(v, 0, out=v)
+            rectify(v, out=v)
         v = penalty.prox(v, step, y)
         if accelerate:
             self.h = momentum_step(v, self.b, self.h, y, self.t, None)
@@ -166,7 +166,7 @@ def distance(
         q *= h.dtype.type(step)
         q += h
         if positive:
-            xp.maximum(q, 0, out=q)
+            rectify(q, out=q)
         change = penalty.prox(q, step, h)
         change -= h
     largest = step * xp.abs(rows.c).max(axis=1).astype(np.float64)
