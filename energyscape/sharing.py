@@ -71,9 +71,7 @@ class Share:
 
     # ------------------------------------------------------------ rows
 
-    def batches(
-        self, rows: Rows, batch_size: int, order: Any
-    ) -> Iterator[tuple[Array, np.ndarray | None]]:
+    def batches(self, rows: Rows, batch_size: int, order: Any) -> Any:
         """This worker's rows of every batch of an epoch, all in a random order."""
         if self.workers.size == 1:
             return rows.batches(batch_size, order)

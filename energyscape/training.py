@@ -7,6 +7,7 @@ the uninterrupted one bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
@@ -29,6 +30,7 @@ from energyscape.workers import ALONE, Workers
 _log = logging.getLogger("energyscape")
 # Rows that a pass over all of them takes at once; verbs cut them up further for the caches.
 EPOCH_BLOCK_BYTES = 64 << 20
+_FEWEST_MONITORED = 100
 
 
 @dataclass
@@ -126,7 +128,6 @@ def run(
         return
     if plan.span is not None and trainer.converged(state.history):
         return
-    rows.device = plan.device
     rows = _with_targets(model, trainer, state, rows, plan)
     monitor = Monitor(model, trainer, state, rows, held_out, plan)
     share.enter(state)
@@ -210,21 +211,23 @@ def _epoch(
     end = None if plan.span is None else plan.span * share.updates
     norm: Array = 0.0
     order = plan.stream(Purpose.ORDER, state.epoch)
-    for i, (raw, labels) in enumerate(share.batches(rows, trainer.batch_size, order)):
-        rng = plan.stream(Purpose.COLLECT, state.step, plan.device)
-        x = _prepared(trainer, raw, plan, state)
-        progress = None if end is None else min(1.0, state.step / end)
-        y = None if labels is None else to_device(labels, plan.device)
-        batch = share.batch(i, x, y, progress)
-        sums = share.summed(trainer.collect(model, state.params, state.carry, batch, rng))
-        if i == share.updates - 1:
-            norm = _norm(sums)
-        at = Moment(state.epoch, state.step, progress, share.rng(rng, state.step, plan.device))
-        trainer.apply(model, state.params, state.carry, sums, at)
-        state.step += 1
-        share.updated(model, state)
-        plan.workers.progress(state.epoch, state.step, len(x))
-        bar.update()
+    # Closed at once if anything fails, and not when the traceback goes: a thread may read ahead.
+    with contextlib.closing(share.batches(rows, trainer.batch_size, order)) as batches:
+        for i, (raw, labels) in enumerate(batches):
+            rng = plan.stream(Purpose.COLLECT, state.step, plan.device)
+            x = _prepared(trainer, raw, plan, state)
+            progress = None if end is None else min(1.0, state.step / end)
+            y = None if labels is None else to_device(labels, plan.device)
+            batch = share.batch(i, x, y, progress)
+            sums = share.summed(trainer.collect(model, state.params, state.carry, batch, rng))
+            if i == share.updates - 1:
+                norm = _norm(sums)
+            at = Moment(state.epoch, state.step, progress, share.rng(rng, state.step, plan.device))
+            trainer.apply(model, state.params, state.carry, sums, at)
+            state.step += 1
+            share.updated(model, state)
+            plan.workers.progress(state.epoch, state.step, len(x))
+            bar.update()
     return norm
 
 
@@ -325,6 +328,8 @@ class Monitor:
     def _rows(self, rows: Rows, purpose: Purpose, state: TrainState) -> tuple[Array, Array]:
         """Rows with their labels, as the trainer would see them."""
         n, plan = min(self.trainer.monitor_rows, self.model.monitored_rows), self.plan
+        if plan.span is None:  # not to measure longer than one learns, in streams of small parts
+            n = min(n, max(_FEWEST_MONITORED, len(rows) // 10))
         labels = rows.labels(rows.pick(n, plan.stream(purpose, 0)))
         x = first_rows(
             self.trainer, rows, n, plan, purpose, state, self.trainer.monitor_transformed
