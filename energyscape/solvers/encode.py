@@ -21,6 +21,8 @@ _NUMBERS = 1 << 18
 _PATIENCE = 200
 # Below this relative gap the rounding of float32 iterations shows: the rest is done in float64.
 _SINGLE = 1e-5
+# From here on gaps may be measured in float32 by D itself, without the rounding of D'D.
+_COARSE = 1e-4
 
 
 def _auto(gram: Gram, rows: Rows, penalty: Any, **settings: Any) -> Codes:
@@ -62,8 +64,9 @@ def sparse_codes(
 ) -> Codes:
     """argmin_h ½|x - Dh|² + p(h) + (α/2)|h - f|² of each row.
 
-    Rows leave the batch as they are done. In float32 every gap is measured in float64, and rows
-    that rounding keeps from the tolerance are finished in float64.
+    Rows leave the batch as they are done. In float32 every gap is measured once more, from the
+    residual x - Dh (in float64 below a tolerance of 1e-4), and rows that rounding keeps from the
+    tolerance are finished in float64.
 
     Parameters
     ----------
@@ -120,17 +123,22 @@ def _confirm(
     solve: Callable[..., Codes],
     settings: dict[str, Any],
 ) -> None:
-    """Measure gaps in float64, and finish there what is not done."""
+    """Measure gaps by D itself, and finish in float64 what is not done."""
     xp, wide = namespace(x), np.float64
-    x, f = x.astype(wide), None if f is None else f.astype(wide)
-    rows = DirectRows(gram.D.astype(wide), gram.alpha, x, f)
+    fine = wide if tol < _COARSE else x.dtype
+    rows = DirectRows(
+        gram.D.astype(fine, copy=False),
+        gram.alpha,
+        x.astype(fine, copy=False),
+        None if f is None else f.astype(fine, copy=False),
+    )
     positive = settings["positive"]
-    codes.gap = distance(gram, rows, penalty, codes.h.astype(wide), positive)
+    codes.gap = distance(gram, rows, penalty, codes.h.astype(fine, copy=False), positive)
     late = xp.flatnonzero(codes.gap > tol)
     if not len(late):
         return
     double, start = gram.double(), codes.h[late].astype(wide)
-    left = Rows.of(double, x[late], None if f is None else f[late])
+    left = Rows.of(double, x[late].astype(wide), None if f is None else f[late].astype(wide))
     # Rounding the result to float32 costs a little of the gap again.
     more = solve(double, left, penalty, start=start, tol=0.5 * tol, **settings)
     codes.h[late] = more.h

@@ -101,8 +101,13 @@ def _descend(
     S.ravel()[:: m + 1] += real(1)
     state = _State(xp.arange(n), h, h.copy(), xp.ones(n, rows.c.dtype), rows.c * real(step))
     left, done = rows, 0
+    # Of codes of 0 and of the first step the residual tells all, without another product.
+    q, rest = rows.residual(gram, h) if start is not None else (rows.c.copy(), rows.squares)
+    ahead = q * real(step)
+    ahead += h
+    ahead -= state.b
+    gap = _distance(gram, rows, penalty, h, q, rest, positive)
     while True:
-        gap = distance(gram, left, penalty, state.h, positive)
         # The one wait for a device between checks: by number rows are picked without another.
         leave = to_host(gap <= tol) if done < max_iter else np.ones(len(gap), bool)
         if leave.any():
@@ -114,14 +119,19 @@ def _descend(
                 return found
             keep = xp.asarray(np.flatnonzero(~leave))
             state, left = state[keep], left[keep]
+            ahead = ahead[keep] if done == 0 else None
         for _ in range(min(_EVERY, max_iter - done)):
-            state.move(S, penalty, step, positive, accelerate)
+            v = state.y @ S if ahead is None else ahead
+            state.move(v, penalty, step, positive, accelerate)
+            ahead = None
         done += min(_EVERY, max_iter - done)
+        gap = distance(gram, left, penalty, state.h, positive)
 
 
 @dataclass
 class _State:
-    """Rows that are not done: their numbers, codes, where the next step is taken, momentum, c/L."""
+    """Rows that are not done: their numbers, codes, where the next step is taken, steps since their
+    momentum began, c/L."""
 
     index: Array
     h: Array
@@ -132,8 +142,9 @@ class _State:
     def __getitem__(self, keep: Array) -> _State:
         return _State(*(getattr(self, k)[keep] for k in ("index", "h", "y", "t", "b")))
 
-    def move(self, S: Array, penalty: Any, step: float, positive: bool, accelerate: bool) -> None:
-        v, y = self.y @ S, self.y
+    def move(self, v: Array, penalty: Any, step: float, positive: bool, accelerate: bool) -> None:
+        """On from ``v`` + b, a step down the slope from y; ``v`` is used up."""
+        y = self.y
         if accelerate and hasattr(penalty, "threshold"):
             theta = penalty.threshold(step)
             self.h = momentum_step(v, self.b, self.h, y, self.t, theta, positive)
@@ -152,8 +163,20 @@ def distance(
     gram: Gram, rows: Rows | DirectRows, penalty: Any, h: Array, positive: bool = False
 ) -> Array:
     """How far codes are from the best ones: what `Codes` calls gap, shape (n,), float64."""
+    return _distance(gram, rows, penalty, h, *rows.residual(gram, h), positive)
+
+
+def _distance(
+    gram: Gram,
+    rows: Rows | DirectRows,
+    penalty: Any,
+    h: Array,
+    q: Array,
+    rest: Array,
+    positive: bool,
+) -> Array:
+    """The same from the residual, of which ``q`` is used up."""
     xp, tiny = namespace(h), np.finfo(np.float64).tiny
-    q, rest = rows.residual(gram, h)
     if hasattr(penalty, "dual_norm"):
         return norm_gap(penalty, h, q, rest, positive) / xp.maximum(0.5 * rows.squares, tiny)
     step = _step(gram, penalty)
