@@ -65,6 +65,7 @@ VERBS: dict[str, str] = {
     "joint_grad": "(params, x, h, weights) → dict: Σ_i w_i ∂E(x_i, h_i)/∂θ at fixed codes",
     "joint_input_grad": "(params, x, h) → ∂E/∂x at fixed codes, the shape of x",
     "hidden_free_energy": "(params, h) → (n,) float64: F of hidden states, x summed out",
+    "prepared": "(params) → params with what several evaluations of an update share",
     "event_shape": "(params) → shape of one x",
     "param_shapes": "(n_features) → {name: shape}, which files are checked against",
     "log_partition": "(params) → exact log Z as a float",

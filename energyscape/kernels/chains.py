@@ -71,6 +71,10 @@ def leapfrog(x: Array, q: Array, g: Array, factor: Array) -> None:
     if is_gpu_array(x):
         _leapfrog_gpu(x, q, g, factor)
         return
+    if x.size <= _BLOCK:
+        q -= factor * g
+        x += q
+        return
     rows = max(1, _BLOCK // max(1, x.shape[1]))
     kick = np.empty((min(rows, len(x)), x.shape[1]), x.dtype)
     for lo in range(0, len(x), rows):

@@ -250,11 +250,15 @@ class GatedMRF(UnitsFromPass, ConditionalMixin, ScoreMixin, EnergyModel):
         """SC, which see u; shape (n_features, n_components)."""
         return params["SC"] if "SC" in params else params["S"] @ params["C"]
 
+    def prepared(self, params: Params) -> Params:
+        """With the product SC, where filters see u."""
+        if "C" not in params or self.normalize:
+            return params
+        return params | {"SC": self.filters(params)}
+
     def target(self, params: Params, base: Params | None = None, beta: Any = 1.0) -> Target:
         """What a sampler sees of this model at ``params``, the product SC made once."""
-        if "C" in params and not self.normalize:
-            params = params | {"SC": self.filters(params)}
-        return super().target(params, base, beta)
+        return super().target(self.prepared(params), base, beta)
 
     def fields(self, params: Params, x: Array) -> dict[str, Array]:
         """u, v where rows are normalised, r, z and the mean units' field a."""

@@ -13,6 +13,10 @@ class ParametersMixin:
     # Rows that the history's values are taken at, up to the trainer's monitor_rows.
     monitored_rows: ClassVar[int] = 1_000_000
 
+    def prepared(self, params: Params) -> Params:
+        """``params`` with what several evaluations of an update share; as they are by default."""
+        return params
+
     def precondition(self, params: Params, grads: Params) -> None:
         """Gradients to step directions in `coordinates`, in place; nothing to do by default."""
 

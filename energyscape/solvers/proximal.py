@@ -130,8 +130,8 @@ def _descend(
 
 @dataclass
 class _State:
-    """Rows that are not done: their numbers, codes, where the next step is taken, steps since their
-    momentum began, c/L."""
+    """Rows that are not done: their numbers, codes, where the next step is taken, t of their
+    momentum, c/L."""
 
     index: Array
     h: Array

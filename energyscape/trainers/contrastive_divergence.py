@@ -208,6 +208,7 @@ class CD(_ChainContrast):
     def _by_sampler(
         self, model: Any, params: Params, carry: Params, batch: Batch, n: int, rng: Any
     ) -> tuple[Pass, Array]:
+        params = model.prepared(params)
         moved = self._moved_by_sampler(model, params, carry, _in_turn(batch.x, n), rng)
         data = _completed(model, params, batch.x)
         passed = model.forward(params, namespace(data).concatenate([data, moved]))
@@ -257,6 +258,7 @@ validation_fraction, callbacks
     def points(
         self, model: Any, params: Params, carry: Params, batch: Batch, rng: Any
     ) -> tuple[Pass, Array]:
+        params = model.prepared(params)
         v = self._move(model, params, carry, rng)
         x = _completed(model, params, batch.x)
         rows, xp = len(x), namespace(x)
