@@ -23,8 +23,8 @@ FUNCTIONS = """
 abs add arange argmax argmin argsort array asarray ascontiguousarray broadcast_to clip concatenate
 copyto cos cumsum diag diagonal divide einsum empty empty_like exp expm1 eye flatnonzero full
 full_like imag isfinite less log log1p logaddexp matmul maximum median minimum moveaxis multiply
-negative ones ones_like outer partition real repeat searchsorted sign sort sqrt stack subtract take
-take_along_axis tanh tile trace tril triu where zeros zeros_like
+negative ones ones_like outer partition real repeat searchsorted sign sort sqrt square stack
+subtract take take_along_axis tanh tile trace tril triu where zeros zeros_like
 """.split()
 FFT = "irfft irfft2 rfft rfft2".split()  # in its module ``fft``
 LINALG = "cholesky eigh inv pinv qr slogdet solve svd".split()  # in its module ``linalg``

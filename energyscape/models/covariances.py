@@ -64,11 +64,13 @@ class _Full:
     def distances(ready: Params, x: Array) -> Array:
         """|y_k|² of every component and row."""
         xp, M = namespace(x), ready["M"]
-        out = xp.zeros((len(M), len(x)), np.float64)
+        out, away = xp.zeros((len(M), len(x)), np.float64), xp.empty_like(x)
         for k in range(len(M)):
-            away, L = x - M[k], ready["L"][k]
-            for lo in range(0, len(L), _COLUMNS):  # of a triangle: below are zeros
-                hi = lo + _COLUMNS
+            L = ready["L"][k]
+            step = max(32, min(_COLUMNS, len(L) // 2))
+            xp.subtract(x, M[k], out=away)
+            for lo in range(0, len(L), step):  # of a triangle: below are zeros
+                hi = lo + step
                 y = away[:, :hi] @ L[:hi, lo:hi]
                 out[k] += xp.einsum("ij,ij->i", y, y)
         return out
@@ -147,9 +149,9 @@ class _Full:
         xp, M, d = namespace(x), ready["M"], x.shape[1]
         share = share.astype(x.dtype)
         first, second = xp.empty_like(M), xp.empty((len(M), d, d), x.dtype)
-        root = xp.sqrt(share)
+        root, away = xp.sqrt(share), xp.empty_like(x)
         for k in range(len(M)):
-            away = x - M[k]
+            xp.subtract(x, M[k], out=away)
             away *= root[k][:, None]
             first[k] = root[k] @ away
             second[k] = away.T @ away  # NumPy makes it at half the cost of another product

@@ -95,8 +95,8 @@ class FieldPass(WindowPass):
 
     def grad(self, weights: Array) -> Params:
         total: Params = {}
-        for rows in self.parts():
-            more = self[rows]._grad(weights[rows])
+        for rows, part in self.parts():
+            more = part._grad(weights[rows])
             total = {key: total[key] + value for key, value in more.items()} if total else more
         return total
 

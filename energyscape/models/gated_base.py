@@ -378,7 +378,7 @@ class GatedMRF(UnitsFromPass, ConditionalMixin, ScoreMixin, EnergyModel):
             wide[:, :d] = x
             xp.matmul(wide, up, out=field)
             r, fields = field[:, :k], field[:, k:]
-            xp.multiply(r, r, out=squares)
+            xp.square(r, out=squares)
             if pools is None:
                 units.gate(params, squares, r)
             else:

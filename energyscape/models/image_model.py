@@ -32,8 +32,8 @@ class TorusTarget(Target):
 
     def energy_and_grad(self, x: Array) -> tuple[Array, Array]:
         passed, put = self.forward(x), namespace(x).concatenate
-        parts = [passed[rows] for rows in passed.parts()]  # type: ignore[attr-defined]
-        both = [(part.energy(), part.input_grad()) for part in parts]
+        parts = passed.parts()  # type: ignore[attr-defined]
+        both = [(part.energy(), part.input_grad()) for _, part in parts]
         return put([energy for energy, _ in both]), put([grad for _, grad in both])
 
     def gradient(self) -> Callable[[Array], Array]:

@@ -67,9 +67,8 @@ class MachinePass(WindowPass):
 
     def grad(self, weights: Array) -> Params:
         w, p = self.known["w"], sigmoid(self.times_beta(self.known["a"]))
-        each, model = weights[:, None, None], self.model
-        p *= each
-        seen = (w * each).sum(axis=(0, 1, 2))
+        p *= weights[:, None, None]
+        model, seen = self.model, weights @ w.sum(axis=(0, 2))
         return {
             "W": -(flat(w).transpose(0, 2, 1) @ flat(p)),
             "b": -model.by_channel(seen) / w.dtype.type(model.layout().coverage),

@@ -30,22 +30,30 @@ class WindowPass(Pass):
         super().__init__(model, params, x)
         self.beta, self.torus = beta, torus
         self._known = known
+        self._whole: tuple[WindowPass, Any] | None = None  # the pass that this one is rows of
 
     @property
     def known(self) -> dict[str, Array]:
-        """What `fields` gives, made when it is asked for first."""
-        if self._known is None:
+        """What `fields` gives, made when it is asked for first; rows of a pass share its own."""
+        if self._known is None and self._whole is not None:
+            whole, rows = self._whole
+            self._known = {key: value[:, rows] for key, value in whole.known.items()}
+        elif self._known is None:
             self._known = self.fields()
         return self._known
 
-    def parts(self) -> list[slice]:
-        """Images whose windows stay in the cache while something is made of them; all at once
-        where their fields are there already, or on a GPU."""
+    def parts(self) -> list[tuple[slice, Any]]:
+        """Rows and passes of images whose windows stay in the cache while something is made of
+        them; all at once where their fields are there already, or on a GPU."""
         layout, (n, h, w, c) = self.model.layout(), self.x.shape
         if self._known is not None or is_gpu_array(self.x):
-            return [slice(None)]
+            return [(slice(None), self)]
         step = max(1, _NUMBERS // (layout.coverage * h * w * c))
-        return [slice(lo, lo + step) for lo in range(0, n, step)]
+        rows = [slice(lo, lo + step) for lo in range(0, n, step)]
+        return [(part, self._part(self.x[part], self._beta_of(part), None)) for part in rows]
+
+    def _beta_of(self, rows: Any) -> Any:
+        return self.beta if np.ndim(self.beta) == 0 else self.beta[rows]
 
     def fields(self) -> dict[str, Array]:
         """What is known of every window, by name, (sets, n, places, …)."""
@@ -55,9 +63,9 @@ class WindowPass(Pass):
         return type(self)(self.model, self.params, x, beta, self.torus, known)
 
     def __getitem__(self, rows: Any) -> Any:
-        beta = self.beta if np.ndim(self.beta) == 0 else self.beta[rows]
-        known = self._known and {key: value[:, rows] for key, value in self._known.items()}
-        return self._part(self.x[rows], beta, known)
+        part = self._part(self.x[rows], self._beta_of(rows), None)
+        part._whole = self, rows
+        return part
 
     def join(self, other: Pass) -> Any:
         xp, more = namespace(self.x), other.known  # type: ignore[attr-defined]
