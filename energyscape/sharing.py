@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,27 @@ def total_rows(workers: Workers, rows: Rows) -> int:
 def shared_rows(workers: Workers, x: Array) -> Array:
     """Everyone's rows ``x``, on everyone's device."""
     return x if workers.size == 1 else namespace(x).asarray(joined(workers, to_host(x)))
+
+
+def held_out_rows(workers: Workers, rows: Rows, trainer: Any) -> int:
+    """How many of this worker's rows are set apart: of all rows, as many as one process would.
+
+    Raises
+    ------
+    ValueError
+        Unless there are rows on both sides, for every worker.
+    """
+    fraction = trainer.validation_fraction
+    ends = np.cumsum([0, *joined(workers, np.array([len(rows)]))])
+    counts = [round(hi * fraction) - round(lo * fraction) for lo, hi in pairwise(ends.tolist())]
+    left = [n - held_out for n, held_out in zip(np.diff(ends).tolist(), counts, strict=True)]
+    if min(counts) < 1 or min(left) < 1:
+        whose = f"the {ends[-1]} rows" if len(left) == 1 else "the rows of some worker"
+        raise ValueError(
+            f"validation_fraction={fraction} of {whose} leaves {min(counts)} for validation and "
+            f"{min(left)} for training; both must be at least 1"
+        )
+    return counts[workers.rank]
 
 
 class Share:
@@ -60,6 +82,8 @@ class Share:
         self.updates = trainer.updates_per_epoch(self.total)
         self.local = workers.sync_every > 1 and trainer.every == "batch"
         self.chains: int | None = None
+        # Whether anyone looks at the whole state after an epoch: worker 0 alone may.
+        self.watched = self.decided(bool(trainer.callbacks))
         self._since = 0
         if workers.size > 1 and self.counts.min() < self.updates:
             poor = int(self.counts.argmin())
@@ -108,6 +132,8 @@ class Share:
 
     def _average(self, model: Any, state: Any) -> None:
         self._since = 0
+        state.params |= self._of_first(state.params, integers=True)
+        state.carry |= self._of_first(state.carry, integers=True)
         state.carry |= self._means(_own(state.carry, "sampler/") | _common(state.carry))
         moved = model.coordinates(state.params)
         model.set_coordinates(state.params, moved | self._means(moved))
@@ -126,6 +152,9 @@ class Share:
             self._average(model, state)
         elif not self.local:
             state.carry |= self._means(_own(state.carry, "sampler/"))
+            # Unlike processors round unlike; a choice that hangs by a hair must not part workers.
+            state.params |= self._of_first(state.params)
+            state.carry |= self._of_first(_common(state.carry))
 
     def agreed(self, complaint: str | None) -> str | None:
         """What any worker has to complain of."""
@@ -151,8 +180,10 @@ class Share:
         """From a whole state to this worker's: worker 0's numbers, and a part of the chains."""
         if self.workers.size == 1:
             return
-        state.params |= self._of_first(state.params)
-        state.carry |= self._of_first(_own(state.carry, "sampler/") | _common(state.carry))
+        for integers in (False, True):
+            state.params |= self._of_first(state.params, integers)
+            own = _own(state.carry, "sampler/") | _common(state.carry)
+            state.carry |= self._of_first(own, integers)
         chains = _own(state.carry, "chain/")
         if not chains:
             return
@@ -165,12 +196,18 @@ class Share:
         part = split_evenly(self.chains, self.workers.size, self.workers.rank)
         state.carry |= {key: value[part].copy() for key, value in chains.items()}
 
-    def _of_first(self, arrays: Params) -> Params:
-        """Worker 0's floating arrays."""
-        found = {k: v for k, v in arrays.items() if v.dtype.kind == "f"}
+    def _of_first(self, arrays: Params, integers: bool = False) -> Params:
+        """Worker 0's floating arrays, or those of integers and of yes and no (below 2**53)."""
+        found = {
+            key: value.astype(np.float64) if integers else value
+            for key, value in arrays.items()
+            if (value.dtype.kind in "iub") == integers and not key.startswith("chain/")
+        }
         if self.workers.rank:
             found = {key: namespace(value).zeros_like(value) for key, value in found.items()}
-        return add_up(self.workers, found) if found else {}
+        if not found:
+            return {}
+        return {k: v.astype(arrays[k].dtype) for k, v in add_up(self.workers, found).items()}
 
     def leave(self, state: Any) -> None:
         """Back to a whole state: everyone's chains."""
@@ -185,7 +222,7 @@ class Share:
     @contextlib.contextmanager
     def shown(self, state: Any) -> Iterator[None]:
         """The whole state, while callbacks look at it."""
-        if self.workers.size == 1:
+        if self.workers.size == 1 or not self.watched:
             yield
             return
         mine = _own(state.carry, "chain/")

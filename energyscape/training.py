@@ -21,7 +21,7 @@ from tqdm import tqdm
 from energyscape.backend import Array, Purpose, namespace, stream, to_device, to_host
 from energyscape.errors import DivergenceError
 from energyscape.optim import Moment
-from energyscape.sharing import Share, shared_rows, total_rows
+from energyscape.sharing import Share, held_out_rows, shared_rows, total_rows
 from energyscape.sources import Rows, rows_per_block
 from energyscape.trainers.base import Batch
 from energyscape.verbs import Params, speaks
@@ -99,7 +99,7 @@ def split(
     held_out = None
     if trainer.validation_fraction:
         order = stream(seed, Purpose.SPLIT, 2, part=workers.rank)
-        rows, held_out = rows.split(trainer.validation_fraction, order)
+        rows, held_out = rows.split(held_out_rows(workers, rows, trainer), order)
     total = total_rows(workers, rows)
     trainer.settle(total)
     return rows, held_out, total
@@ -167,14 +167,14 @@ def run(
                 with share.shown(state):
                     # A list, not a generator: every callback hears of every epoch.
                     stop = any([callback(model, state, info) for callback in trainer.callbacks])
-                if share.decided(stop):
+                if share.watched and share.decided(stop):
                     break
                 if plan.span is not None and trainer.converged(state.history):
                     break
             share.leave(state)
         except BaseException as error:
             _restore(state, good)
-            for callback in trainer.callbacks:
+            for callback in trainer.callbacks if plan.workers.size == 1 else ():
                 if isinstance(error, KeyboardInterrupt) and hasattr(callback, "interrupted"):
                     callback.interrupted(model, state)
             raise

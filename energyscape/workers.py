@@ -39,7 +39,11 @@ class Workers:
         """Told after every update: finished epochs and updates, rows of this worker in it."""
 
     def close(self) -> None:
-        """Hang up: whoever waits for this worker is told that it is gone."""
+        """Hang up when all is done."""
+
+    def abort(self) -> None:
+        """Hang up in the middle: whoever waits for this worker is told that it is gone."""
+        self.close()
 
 
 ALONE = Workers()
@@ -84,10 +88,16 @@ def first_word(workers: Workers, words: str | None) -> str | None:
     """What the first worker that has something to say says; None where nobody has."""
     if workers.size == 1:
         return words
+    speaks = np.array([words is not None], np.float64)
+    workers.add(speaks)  # cheaper than to gather, and nearly always enough
+    if not speaks[0]:
+        return None
     told = workers.gather(np.frombuffer((words or "").encode(), np.uint8))
     return next((bytes(each).decode() for each in told if len(each)), None)
 
 
 def decided(workers: Workers, answer: bool) -> bool:
     """What worker 0 answers, for everyone."""
-    return bool(workers.gather(np.array([answer]))[0][0])
+    found = np.array([answer and workers.rank == 0], np.float64)
+    workers.add(found)
+    return bool(found[0])

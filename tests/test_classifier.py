@@ -478,7 +478,7 @@ def test_labels_stay_with_their_rows_on_disk(kind: str, tmp_path: Any) -> None:
         rows = StoredRows(X_disk, y=np.arange(n))
         StoredRows.room, kept = 500, StoredRows.room  # type: ignore[assignment]
         try:
-            for part in (rows, *rows.split(0.3, stream(0, Purpose.SPLIT))):
+            for part in (rows, *rows.split(300, stream(0, Purpose.SPLIT))):
                 seen = []
                 for x, y in part.batches(37, stream(0, Purpose.ORDER)):
                     np.testing.assert_array_equal(x[:, 0], y)
@@ -494,7 +494,7 @@ def test_labels_stay_with_their_rows_on_disk(kind: str, tmp_path: Any) -> None:
 
 def test_labels_stay_with_their_rows_in_memory() -> None:
     rows = Rows(np.arange(50.0)[:, None], y=np.arange(50))
-    for part in (rows, *rows.split(0.3, stream(0, Purpose.SPLIT))):
+    for part in (rows, *rows.split(15, stream(0, Purpose.SPLIT))):
         for x, y in part.batches(7, stream(0, Purpose.ORDER)):
             np.testing.assert_array_equal(x[:, 0], y)
         picked = part.pick(5, stream(0, Purpose.REPORT))

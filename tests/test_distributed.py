@@ -23,6 +23,7 @@ import energyscape
 from energyscape import distributed as shared
 from energyscape.callbacks import Checkpoint
 from energyscape.distributed import cluster as client_side
+from energyscape.distributed.spread import spread
 from energyscape.errors import (
     CapabilityError,
     DataRangeWarning,
@@ -83,7 +84,7 @@ MODELS = [
 @pytest.mark.parametrize("sync_every", [1, 3])
 @pytest.mark.parametrize(("model", "data"), MODELS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_a_cluster_makes_what_threads_make(
-    client: Any, model: Any, data: Any, sync_every: int
+    client: Any, model: Any, data: Any, sync_every: int, tmp_path: Path
 ) -> None:
     """Bit for bit, as two numbers are added: and the estimator is then a fitted one."""
     X = data(301)
@@ -98,6 +99,8 @@ def test_a_cluster_makes_what_threads_make(
     _same(model, threads)
     assert model.n_iter_ == threads.n_iter_
     assert model.transform(X[:5]).shape == threads.transform(X[:5]).shape
+    model.save(tmp_path / "model.h5")
+    _same(energyscape.load(tmp_path / "model.h5"), model)
 
 
 def test_chunks_slices_and_files_are_the_same_rows(client: Any, tmp_path: Path) -> None:
@@ -136,6 +139,38 @@ def test_principal_components_of_files_are_those_of_the_array(client: Any, tmp_p
             file["rows"], file["other"] = X[rows], np.zeros((3, 3))
     fitted = shared.fit(PCA(3), names, client)
     assert_allclose(fitted.explained_variance_, PCA(3).fit(X).explained_variance_, rtol=1e-9)
+
+
+def test_unequal_chunks_are_spread_evenly(client: Any) -> None:
+    """Each worker gets at least half of an equal share, whatever the chunks are."""
+    addresses = sorted(client.scheduler_info()["workers"])
+    for chunks in ((299, 1), (300,), (1, 1, 298), (100, 100, 100), (0, 300)):
+        X = da.from_array(_bits(300), chunks=(chunks, (12,)))
+        parts = spread(X, client, addresses)
+        rows = [sum(map(len, client.gather(part.pieces))) for part in parts]
+        assert sum(rows) == 300 and min(rows) >= 75, chunks
+    assert [len(part.pieces) for part in spread(da.ones((1, 4)), client, addresses)] == [1]
+
+
+def test_a_second_fit_leaves_nothing_of_the_first(client: Any) -> None:
+    model = KMeans(2, random_state=0).fit(_reals(50))
+    assert len(model.labels_) == 50
+    shared.fit(model, _reals(301), client)
+    with pytest.raises(AttributeError, match="nor after one by workers"):
+        _ = model.labels_
+    assert len(model.predict(_reals(301))) == 301
+
+
+def test_workers_of_one_process(tmp_path: Path) -> None:
+    """And a checkpoint in a folder that only the workers are asked for."""
+    X = _bits(100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cluster = dask.LocalCluster(n_workers=2, processes=False, dashboard_address=None)
+        with cluster, dask.Client(cluster) as client:
+            trainer = CD(n_epochs=2, callbacks=[Checkpoint(tmp_path / "m.h5")])
+            assert shared.fit(RBM(3, trainer=trainer), X, client).n_iter_ == 2
+    assert energyscape.load(tmp_path / "m.h5").n_iter_ == 2
 
 
 # ---------------------------------------------------------------- checkpoints and losses
@@ -191,6 +226,25 @@ def test_an_interrupt_frees_the_workers(client: Any, monkeypatch: pytest.MonkeyP
     assert time.monotonic() - started < 60
 
 
+def test_an_interrupt_while_waiting_gives_up_the_turn(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit after it runs, once the workers are free."""
+    addresses = sorted(client.scheduler_info()["workers"])
+    held = dask.MultiLock(names=addresses, client=client)
+    assert held.acquire(timeout=5)
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client_side._log, "warning", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            shared.fit(RBM(4, trainer=CD(n_epochs=1)), _bits(50), client)
+    held.release()
+    shared.fit(RBM(4, trainer=CD(n_epochs=1)), _bits(50), client)
+
+
 def test_two_fits_take_turns(client: Any) -> None:
     """From two clients of one cluster, at the same time: each is what it is alone."""
     X = _bits(400)
@@ -240,6 +294,10 @@ def test_what_cannot_be_shared_says_why(client: Any) -> None:
 
 def test_bad_rows_are_refused(client: Any, tmp_path: Path) -> None:
     model = RBM(4, trainer=CD(n_epochs=1))
+    with h5py.File(tmp_path / "open.h5", "w") as file:
+        file["X"] = np.zeros((5, 4))
+        with pytest.raises(TypeError, match="give the names of their files"):
+            shared.fit(model, file["X"], client)
     with pytest.raises(TypeError, match=r"dask\.array, an array, or a list"):
         shared.fit(model, iter([1, 2]), client)
     with pytest.raises(ValueError, match="0 sample"):
@@ -280,6 +338,13 @@ def test_clients_that_cannot_are_refused() -> None:
             client.close()
             with pytest.raises(ValueError, match="client is closed: connect a new one"):
                 shared.fit(model, X, client)
+            client = dask.Client(cluster)
+            later = threading.Timer(3.0, client.close)
+            later.start()
+            long = RBM(4, trainer=CD(n_epochs=100_000, batch_size=1))
+            with pytest.raises(ValueError, match="closed during the fit"):
+                shared.fit(long, X, client)
+            later.join()
         nobody = pytest.raises(ValueError, match="has no workers")
         with _start(0) as cluster, dask.Client(cluster) as client, nobody:
             shared.fit(model, X, client)

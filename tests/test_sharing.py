@@ -317,6 +317,34 @@ def test_a_worker_whose_numbers_overflow_stops_everyone() -> None:
         together(2, lambda workers: _learned(model, X, workers))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_as_many_rows_are_set_apart_however_many_workers(size: int) -> None:
+    """So that a run goes on with more or fewer."""
+    X, trainer = _bits(1000), CD(validation_fraction=0.1)
+
+    def work(workers: Workers) -> int:
+        part = split_evenly(1000, workers.size, workers.rank)
+        kept, apart, total = training.split(clone(trainer), Rows(X[part]), 0, workers)
+        assert apart is not None and len(kept) + len(apart) == part.stop - part.start
+        assert total == 900
+        return len(apart)
+
+    assert sum(together(size, work)) == 100
+    with pytest.raises(ValueError, match="the rows of some worker leaves 0 for validation"):
+        together(
+            3, lambda workers: training.split(CD(validation_fraction=0.1), Rows(X[:3]), 0, workers)
+        )
+
+
+def test_integers_are_those_of_worker_0() -> None:
+    """Counts of what each did by itself, which have no mean."""
+    X = _reals(90)
+    model = KMeans(8, trainer=EM(n_epochs=3, batch_size=10))
+    found = together(3, lambda workers: _learned(model, X, workers), sync_every=2)
+    for key in ("reseeded", "worst"):
+        assert len({int(worker._state.params[key]) for worker in found}) == 1
+
+
 def test_rows_too_few_for_the_updates_are_refused() -> None:
     X, model = _bits(100), RBM(4, trainer=CD(n_epochs=1, batch_size=2))
     parts = [X[:97], X[97:]]

@@ -217,7 +217,7 @@ def test_a_part_is_those_rows_and_no_others(rows: Rows) -> None:
     within = part.part(50, 60)
     np.testing.assert_array_equal(within.take(slice(0, 10)), VALUES[150:160])
     np.testing.assert_array_equal(np.concatenate(list(part.blocks(77))), VALUES[100:700])
-    for apart in part.split(0.25, stream(0, Purpose.SPLIT)):
+    for apart in part.split(len(part) // 4, stream(0, Purpose.SPLIT)):
         _order(apart.part(10, 90))
     assert len(rows.part(5, 5)) == 0
     for lo, hi in ((-1, 5), (0, N + 1), (7, 3)):

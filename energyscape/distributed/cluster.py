@@ -125,8 +125,11 @@ def _checked(estimator: Any, client: Any, sync_every: int, timeout: float) -> An
             f"{name} cannot be trained by several workers: it is no single model with a trainer. "
             "Train its layers one after the other, each on the codes of the one below"
         )
-    trainer = estimator.chosen_trainer()
-    for what in (estimator, trainer):
+    bare = clone(estimator)
+    if bare.trainer is not None:  # callbacks are checked where they run
+        bare.trainer.set_params(callbacks=())
+    trainer = bare.chosen_trainer()
+    for what in (bare, trainer):
         why = what.sharing_obstacle()
         if why is not None:
             raise CapabilityError(
@@ -165,23 +168,16 @@ def _run(
     timeout: float,
     resumes: bool,
 ) -> Any:
-    from distributed import MultiLock
-
-    addresses = _addresses(client)
-    # Two fits at once on the same workers would wait for each other without end.
-    lock = MultiLock(names=addresses, client=client)
-    lock.acquire()
-    try:
+    with _turn(client) as addresses:
         parts = spread(data, client, addresses)
         with _doors(client, parts) as (name, doors):
             order = Order(name, doors, secrets.token_bytes(32), sync_every, timeout, resumes)
             fitted, complaint = _Watch(client, model, parts, order).result()
-    finally:
-        with contextlib.suppress(OSError):
-            lock.release()
     if complaint is not None:
         warnings.warn(complaint, DataRangeWarning, stacklevel=3)
     settings = estimator.get_params(deep=False)
+    for key in set(vars(estimator)) - set(settings) - set(vars(fitted)):
+        delattr(estimator, key)  # of an earlier fit
     vars(estimator).update({k: v for k, v in vars(fitted).items() if k not in settings})
     for words in (fitted.trainer_.complaint(fitted._state.history), fitted.complaint()):
         if words is not None:
@@ -197,6 +193,36 @@ def _addresses(client: Any) -> list[str]:
 
 
 @contextlib.contextmanager
+def _turn(client: Any) -> Iterator[list[str]]:
+    """The workers, for one fit at a time: two at once would wait for each other without end."""
+    from distributed import MultiLock
+
+    while True:
+        addresses = _addresses(client)
+        lock = MultiLock(names=addresses, client=client)
+        try:
+            while not lock.acquire(timeout=5):  # a wait that timed out takes its request back
+                _log.warning("waiting for another fit on these workers to end")
+        except BaseException:
+            if client.status == "running":
+                lock._locked = True  # the scheduler drops a request that waits, too
+                lock.release()
+            raise
+        try:
+            if addresses == _addresses(client):
+                yield addresses
+                return
+        finally:
+            if client.status == "running":
+                lock.release()
+            else:
+                _log.warning(
+                    "the client was closed before it could give the workers back: other fits wait "
+                    "for them until the scheduler is started anew"
+                )
+
+
+@contextlib.contextmanager
 def _doors(client: Any, parts: list[Part]) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     """A listening socket on every worker, and its address; none is left behind."""
     name = f"energyscape-{secrets.token_hex(8)}"
@@ -205,9 +231,10 @@ def _doors(client: Any, parts: list[Part]) -> Iterator[tuple[str, list[tuple[str
         doors = client.run(open_door, name, workers=addresses)
         yield name, [doors[address] for address in addresses]
     finally:
-        here = [address for address in addresses if address in _alive(client)]
-        if here and client.status == "running":
-            client.run(hang_up, name, workers=here, on_error="ignore")
+        if client.status == "running":
+            here = [address for address in addresses if address in _alive(client)]
+            if here:
+                client.run(hang_up, name, workers=here, on_error="ignore")
 
 
 def _alive(client: Any) -> set[str]:
@@ -219,15 +246,16 @@ class _Watch:
 
     def __init__(self, client: Any, model: Any, parts: list[Part], order: Order) -> None:
         self.client, self.model, self.parts = client, model, parts
-        self.trainer = model.chosen_trainer()
         self.told: dict[int, dict[str, int]] = {}
         self.asked, self.missing = time.monotonic(), list[str]()
         client.subscribe_topic(order.name, self._hear)
         self.topic = order.name
+        addresses = [part.address for part in parts]
+        [shipped] = client.scatter([model], workers=addresses, broadcast=True, hash=False)
         self.futures = [
             client.submit(
                 train,
-                model,
+                shipped,
                 part.pieces,
                 Part(part.address, [], part.lo, part.hi),
                 rank,
@@ -257,13 +285,16 @@ class _Watch:
                 self._wait(bar)
             return self.futures[0].result()
         finally:
-            self.client.unsubscribe_topic(self.topic)
-            self.client.cancel(self.futures)
+            if self.client.status == "running":
+                self.client.unsubscribe_topic(self.topic)
+                self.client.cancel(self.futures)
 
     def _wait(self, bar: Any) -> None:
         """Until all tasks are done; raises the error of the first that tells why it failed."""
         failed_at: float | None = None
         while True:
+            if self.client.status != "running":
+                raise ValueError("the client was closed during the fit: connect a new one")
             states = [future.status for future in self.futures]
             self._show(bar)
             if all(state == "finished" for state in states):
@@ -311,8 +342,9 @@ class _Watch:
         return WorkerLostError(f"{words}; {self._way_out()}")
 
     def _way_out(self) -> str:
-        epochs = max((report["epoch"] for report in self.told.values()), default=0)
-        for callback in self.trainer.callbacks:
+        begun = self.model._state.epoch if self.model.__sklearn_is_fitted__() else 0
+        epochs = max((report["epoch"] for report in self.told.values()), default=begun)
+        for callback in getattr(self.model.trainer, "callbacks", ()):
             if isinstance(callback, Checkpoint):
                 last = epochs // callback.every * callback.every
                 if not last:

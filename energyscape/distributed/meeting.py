@@ -10,6 +10,7 @@ traffic: nothing is encrypted.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hmac
 import logging
@@ -57,6 +58,8 @@ class Peer:
     def close(self) -> None:
         for line in (self.outgoing, self.incoming):
             if line is not None:
+                with contextlib.suppress(OSError):
+                    line.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for it
                 line.close()
 
 

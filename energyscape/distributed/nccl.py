@@ -87,13 +87,22 @@ class NcclWorkers(Workers):
         return self._sockets.gather(part)
 
     def close(self) -> None:
-        """Hang up; can be called again."""
+        """Hang up, at the end of a fit that went well; can be called again."""
         if not self._closed.is_set():
             self._closed.set()
             self._watcher.join()
             if not self._lost.is_set():
                 self._communicator.destroy()
         self._sockets.close()
+
+    def abort(self) -> None:
+        """Hang up in the middle, waiting for nobody: others may be in a sum."""
+        self._sockets.close()
+        if not self._closed.is_set():
+            self._closed.set()
+            if not self._lost.is_set():
+                self._lost.set()
+                self._communicator.abort()
 
     def _watch(self) -> None:
         """Take NCCL down some time after a socket has ended, unless all is over by then."""

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 
 from energyscape.data.reading import read_table
+from energyscape.sources import is_stored
 from energyscape.workers import split_evenly
+
+# Of an equal share of the rows: with less, a worker would hold up the others' batches.
+_LEAST_SHARE = 0.5
 
 
 @dataclass
@@ -55,6 +59,11 @@ def spread(data: Any, client: Any, addresses: list[str]) -> list[Part]:
         return _spread_files(list(data), client, addresses)
     if hasattr(data, "__dask_keys__") and hasattr(data, "chunks"):
         return _spread_chunks(data, client, addresses)
+    if is_stored(data):
+        raise TypeError(
+            "rows on disk are read by the workers, not sent there: give the names of their files, "
+            'as "file.h5" or "file.h5:name"'
+        )
     if hasattr(data, "shape") and hasattr(data, "__getitem__") and len(data.shape) > 1:
         return _spread_array(data, client, addresses)
     raise TypeError(
@@ -74,17 +83,28 @@ def _spread_array(data: Any, client: Any, addresses: list[str]) -> list[Part]:
 
 
 def _spread_chunks(data: Any, client: Any, addresses: list[str]) -> list[Part]:
-    """Chunks to the workers that hold them already, as far as all get equally many rows."""
-    from distributed import futures_of, wait
-
+    """Chunks to the workers that hold them already, as far as all get equally many rows; cut anew
+    where they are too few or too unequal for that."""
     if any(math.isnan(size) for size in data.shape):
         data = data.compute_chunk_sizes()
     addresses = _fewer(addresses, data.shape[0])
-    columns = {axis: -1 for axis in range(1, data.ndim)}
-    full = [size for size in data.chunks[0] if size]
-    if len(full) < len(addresses):
-        columns[0] = math.ceil(data.shape[0] / len(addresses))
-    data = client.persist(data.rechunk(columns))
+    data = data.rechunk({axis: -1 for axis in range(1, data.ndim)})
+    chosen, loads = _by_holder(data, client, addresses)
+    if min(loads.values()) < _LEAST_SHARE * data.shape[0] / len(addresses):
+        ranks = range(len(addresses))
+        parts = [split_evenly(data.shape[0], len(addresses), rank) for rank in ranks]
+        data = data.rechunk({0: tuple(part.stop - part.start for part in parts)})
+        chosen, _ = _by_holder(data, client, addresses)
+    return [Part(address, chosen[address]) for address in addresses]
+
+
+def _by_holder(
+    data: Any, client: Any, addresses: list[str]
+) -> tuple[dict[str, list[Any]], dict[str, int]]:
+    """Futures of chunks for each worker, in their order, and how many rows these are."""
+    from distributed import futures_of, wait
+
+    data = client.persist(data)
     wait(data)
     futures = {future.key: future for future in futures_of(data)}
     keys = [_key(nested) for nested in data.__dask_keys__()]
@@ -107,10 +127,11 @@ def _spread_chunks(data: Any, client: Any, addresses: list[str]) -> list[Part]:
         chosen[least].append(key)
         loads[least] += sizes[key]
     order = {key: i for i, key in enumerate(keys)}
-    return [
-        Part(address, [futures[key] for key in sorted(chosen[address], key=order.__getitem__)])
-        for address in addresses
-    ]
+    parts = {
+        address: [futures[key] for key in sorted(mine, key=order.__getitem__)]
+        for address, mine in chosen.items()
+    }
+    return parts, loads
 
 
 def _key(nested: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -18,16 +19,17 @@ from energyscape.distributed.meeting import listen
 from energyscape.distributed.nccl import NcclWorkers
 from energyscape.distributed.sockets import SocketWorkers
 from energyscape.distributed.spread import Part
-from energyscape.errors import WorkerLostError
+from energyscape.errors import DeviceError, WorkerLostError
 from energyscape.models.inputs import range_complaint
 from energyscape.sources import Rows, is_stored
 from energyscape.workers import Workers, first_word
 
+_log = logging.getLogger("energyscape")
 _REPORTS_EVERY = 0.5  # seconds
 
-# Doors that are open for a fit, and whoever takes part in one, by its name.
-_DOORS: dict[str, socket.socket] = {}
-_PRESENT: dict[str, Workers] = {}
+# Doors that are open for a fit, and whoever takes part in one, by its name and the worker.
+_DOORS: dict[tuple[str, str], socket.socket] = {}
+_PRESENT: dict[tuple[str, str], Workers] = {}
 
 
 @dataclass
@@ -59,33 +61,43 @@ class Order:
 
 def open_door(name: str, dask_worker: Any = None) -> tuple[str, int]:
     """Listen where other workers reach this one; its host and port."""
-    host = dask_worker.address.rpartition("://")[2].rpartition(":")[0].strip("[]")
-    _DOORS[name], port = listen(host)
+    protocol, _, address = dask_worker.address.rpartition("://")
+    host = "127.0.0.1" if protocol == "inproc" else address.rpartition(":")[0].strip("[]")
+    try:
+        door, port = listen(host)
+    except OSError:  # an address that is this machine's only seen from outside
+        door, port = listen("")
+    _DOORS[name, dask_worker.address] = door
     return host, port
 
 
-def hang_up(name: str) -> None:
+def hang_up(name: str, dask_worker: Any = None) -> None:
     """End this worker's part in a fit, wherever it is."""
-    door, present = _DOORS.pop(name, None), _PRESENT.pop(name, None)
+    where = name, dask_worker.address
+    door, present = _DOORS.pop(where, None), _PRESENT.pop(where, None)
     if door is not None:
         door.close()
     if present is not None:
-        present.close()
+        present.abort()
 
 
 class _Reporter:
-    """Tells the client how far this worker is, twice a second and at the end of an epoch."""
+    """Tells the client how far this worker is, twice a second."""
 
     def __init__(self, worker: Any, topic: str, rank: int) -> None:
         self.worker, self.topic, self.rank = worker, topic, rank
-        self.rows, self.epoch, self.told = 0, -1, 0.0
+        self.task = worker.get_current_task()
+        self.rows, self.told = 0, 0.0
 
     def __call__(self, epoch: int, step: int, rows: int) -> None:
         self.rows += rows
         now = time.monotonic()
-        if epoch == self.epoch and now - self.told < _REPORTS_EVERY:
+        if now - self.told < _REPORTS_EVERY:
             return
-        self.epoch, self.told = epoch, now
+        self.told = now
+        task = self.worker.state.tasks.get(self.task)
+        if task is None or task.state == "cancelled":  # Dask does not stop a thread
+            raise WorkerLostError("the client that began the fit is gone")
         report = {"rank": self.rank, "epoch": epoch, "step": step, "rows": self.rows}
         self.worker.log_event(self.topic, report)
 
@@ -110,13 +122,13 @@ def train(model: Any, pieces: list[Any], part: Part, rank: int, order: Order) ->
     from distributed import get_worker
 
     here = get_worker()
-    with _present(order, rank) as sockets, threadpool_limits(here.state.nthreads):
+    with _present(order, rank, here.address) as sockets, threadpool_limits(here.state.nthreads):
         if isinstance(pieces[0], str):
             pieces = [read_table(name).X for name in pieces]
         X = pieces[0] if len(pieces) == 1 else _joined(pieces)
         device = resolve_device(model.device, X)
-        workers = sockets if device == "cpu" else NcclWorkers(sockets, device)
-        _PRESENT[order.name] = workers
+        workers = _on_device(sockets, device)
+        _PRESENT[order.name, here.address] = workers
         workers.progress = _Reporter(here, order.name, rank)  # type: ignore[method-assign]
         complaint = _learn(model, X, part, workers, order.resumes)
         return (model, complaint) if rank == 0 else None
@@ -129,29 +141,47 @@ def _joined(pieces: list[Any]) -> Any:
     return namespace(pieces[0]).concatenate(pieces)
 
 
+def _on_device(sockets: SocketWorkers, device: str) -> Workers:
+    """What adds up arrays on ``device``: NCCL on GPUs where all have it, else sockets."""
+    everyone = sockets.gather(np.array([device != "cpu"]))
+    if len({bool(on_gpu[0]) for on_gpu in everyone}) > 1:
+        raise DeviceError(
+            "some workers compute on a GPU and some on the CPU: say which by the model's device"
+        )
+    if device == "cpu":
+        return sockets
+    try:
+        return NcclWorkers(sockets, device)
+    except DeviceError as error:  # for everyone alike
+        _log.warning("gradients go over sockets, which is slower: %s", error)
+        return sockets
+
+
 @contextlib.contextmanager
-def _present(order: Order, rank: int) -> Iterator[SocketWorkers]:
-    """Sockets to all others; closed at the end, which tells them if that comes early."""
-    door = _DOORS.pop(order.name, None)
+def _present(order: Order, rank: int, address: str) -> Iterator[SocketWorkers]:
+    """Sockets to all others; an end that comes early tells them."""
+    where = order.name, address
+    door = _DOORS.pop(where, None)
     if door is None:
         raise WorkerLostError("this worker was started anew after the fit began")
     sockets = SocketWorkers(
         rank, order.addresses, order.token, door, order.sync_every, order.timeout
     )
-    _PRESENT[order.name] = sockets
+    _PRESENT[where] = sockets
     try:
         yield sockets
-    finally:
-        _PRESENT.pop(order.name, sockets).close()
+    except BaseException:
+        _PRESENT.pop(where, sockets).abort()
+        raise
+    _PRESENT.pop(where, sockets).close()
 
 
 def _learn(model: Any, X: Any, part: Part, workers: Workers, resumes: bool) -> str | None:
     """A model's `fit` or `resume` where ``X`` are one worker's rows; what to warn of."""
     verbose, model.verbose = model.verbose, 0  # the client shows how far all are
+    if workers.rank and model.trainer is not None:
+        model.trainer.set_params(callbacks=())
     trainer, rows = model._prepare(X, None, reset=not resumes)
-    callbacks = trainer.callbacks
-    if workers.rank:
-        trainer.set_params(callbacks=())
     if part.lo is not None:
         rows = rows.part(part.lo, part.hi)
     _compare_rows(rows, workers)
@@ -162,7 +192,6 @@ def _learn(model: Any, X: Any, part: Part, workers: Workers, resumes: bool) -> s
     else:
         model._device = resolve_device(model.device, rows.X)
         model.learn(trainer, rows, workers)
-    trainer.set_params(callbacks=callbacks)
     model.verbose = verbose
     return complaint
 

@@ -322,9 +322,11 @@ class KMeans(ClusterMixin, EnergyModel):
 
     # ------------------------------------------------------------ fitted
 
+    _labels: Any = None  # of the rows of the last fit, where it is over and they were at hand
+
     def fit(self, X: Any, y: Any = None) -> Any:
         """As every model's (`EnergyModel.fit`); then ``labels_`` and ``inertia_`` of ``X``."""
-        self._labels: Any = None
+        self._labels = None
         return super().fit(X)._describe(X)
 
     def partial_fit(self, X: Any, y: Any = None) -> Any:
@@ -383,7 +385,10 @@ class KMeans(ClusterMixin, EnergyModel):
     def _need_described(self, name: str) -> None:
         self._need_fit(name)
         if self._labels is None:
-            raise AttributeError(f"KMeans has no {name} until the fit that is going on is done")
+            raise AttributeError(
+                f"KMeans has no {name} until the fit that is going on is done, nor after one by "
+                "workers, whose rows are not here: use predict or energy"
+            )
 
     @property
     def n_reseeded_(self) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 from energyscape.backend import Array, empty_for_copies, send, to_device
 from energyscape.sources.pieces import Pieces
 from energyscape.sources.reader import Buffer, read_ahead
-from energyscape.sources.rows import Rows, check_part, count_held_out
+from energyscape.sources.rows import Rows, check_part
 
 BUFFER_BYTES = 64 << 20
 BUFFER_BLOCKS = 64
@@ -84,9 +84,9 @@ class BufferedRows(Rows):
         check_part(lo, hi, len(self))
         return type(self)(self.X, self.lo + lo, self.lo + hi, self.y, self.event_shape)
 
-    def split(self, fraction: float, rng: Any) -> tuple[Rows, Rows]:
+    def split(self, held_out: int, rng: Any) -> tuple[Rows, Rows]:
         """The last rows set apart, so that reading stays sequential."""
-        cut = len(self) - count_held_out(len(self), fraction)
+        cut = len(self) - held_out
         return self.part(0, cut), self.part(cut, len(self))
 
     def labels(self, rows: Any) -> np.ndarray | None:

@@ -140,10 +140,9 @@ class Rows:
         index = np.arange(lo, hi) if self.index is None else self.index[lo:hi]
         return Rows(self.X, index, self.y, self.event_shape)
 
-    def split(self, fraction: float, rng: Any) -> tuple[Rows, Rows]:
-        """Random rows set apart: (the rest, ``fraction`` of them), by index, without a copy."""
+    def split(self, held_out: int, rng: Any) -> tuple[Rows, Rows]:
+        """Random rows set apart: (the rest, ``held_out`` of them), by index, without a copy."""
         order = rng.permutation(len(self))
-        held_out = count_held_out(len(self), fraction)
         kept, apart = np.sort(order[held_out:]), np.sort(order[:held_out])
         return tuple(  # type: ignore[return-value]
             Rows(self.X, index, self.y, self.event_shape) for index in (kept, apart)
@@ -154,20 +153,3 @@ def check_part(lo: int, hi: int, n: int) -> None:
     """Raise ValueError unless ``lo`` … ``hi - 1`` are among ``n`` rows."""
     if not 0 <= lo <= hi <= n:
         raise ValueError(f"rows {lo} … {hi - 1} are not among the {n} there are")
-
-
-def count_held_out(n: int, fraction: float) -> int:
-    """How many of ``n`` rows are ``fraction`` of them.
-
-    Raises
-    ------
-    ValueError
-        Unless there are rows on both sides.
-    """
-    held_out = round(n * fraction)
-    if not 0 < held_out < n:
-        raise ValueError(
-            f"validation_fraction={fraction} of {n} rows leaves {held_out} for validation and "
-            f"{n - held_out} for training; both must be at least 1"
-        )
-    return held_out
