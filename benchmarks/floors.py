@@ -205,10 +205,19 @@ def gated(d: int, filters: int, means: int, n: int, pools: bool, leaps: int = 20
 
 
 def field_of(
-    n: int, side: int, torus: int, sets: int, places: int, size: int, units: int, leaps: int = 20
+    n: int,
+    side: int,
+    torus: int,
+    sets: int,
+    places: int,
+    size: int,
+    units: int,
+    stationary: bool,
+    leaps: int = 20,
 ) -> Floor:
     """Windows of whole images: products as of patches, and for each gradient the transforms that
-    lead from chain states to images and back (of which a stationary Gaussian needs no more)."""
+    lead from chain states to images and back; a Gaussian that is not ``stationary`` takes a product
+    of its own."""
     rows = n * places
     rng = np.random.default_rng(0)
     image = rng.standard_normal((n, torus, torus), F)
@@ -225,6 +234,8 @@ def field_of(
         writes=[(sets, (rows, units))],
         others=[(1, transforms)],
     )
+    if not stationary:
+        gradient += Floor(products=[(sets, (rows, size, size))])
     return (
         (leaps + 1) * gradient
         + Floor(writes=[(2 * leaps, (n, torus, torus)), (2 * sets, (size, units))])
@@ -317,14 +328,24 @@ def unrolled(n: int, d: int, m: int, steps: int, learns_dictionary: bool = False
 
 
 def conv_sparse(
-    n: int, side: int, size: int, k: int, iterations: float, encodes: bool = False
+    n: int, side: int, size: int, k: int, iterations: float, admm: bool = False
 ) -> Floor:
     """D and D' as products of windows with filters at each iteration, and with the residual for
-    the filters' gradient."""
-    places = n * (side - size + 1) ** 2
+    the filters' gradient. FISTA here belongs to a model with an encoder, of as many windows; ADMM
+    solves on the torus, with a code at every pixel and a transform each way."""
+    places, encodes = n * (side if admm else side - size + 1) ** 2, not admm
+    image = np.random.default_rng(0).standard_normal((n, side, side), F)
+
+    def transforms() -> None:
+        import scipy.fft
+
+        wave = scipy.fft.rfft2(image, axes=(1, 2))
+        scipy.fft.irfft2(wave, s=(side, side), axes=(1, 2))
+
     each = Floor(
         products=[(1, (places, k, size * size)), (1, (places, size * size, k))],
         writes=[(2, (places, k)), (1, (n, side, side))],
+        others=[(1, transforms)] if admm else [],
     )
     once = Floor(
         products=[(2, (size * size, places, k))] if encodes else [(1, (size * size, places, k))],

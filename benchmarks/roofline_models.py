@@ -199,14 +199,14 @@ def gates() -> dict[str, Case]:
             lambda e, c: M.TiledMPoT(64, n_mean_components=16, trainer=pcd(e, c, 32)),
             lambda: X.images(32, 62),
             1,
-            lambda i, m: f.field_of(32, 62, 56, 4, 49, 64, 80),
+            lambda i, m: f.field_of(32, 62, 56, 4, 49, 64, 80, False),
         ),
         "FieldsOfExperts": Case(
             "64×64, 24 filters of 5×5, 32 images and tori, HMC of 20 steps",
             lambda e, c: M.FieldsOfExperts(24, size=5, trainer=pcd(e, c, 32)),
             lambda: X.images(32, 64),
             1,
-            lambda i, m: f.field_of(32, 64, 60, 1, 3600, 25, 24),
+            lambda i, m: f.field_of(32, 64, 60, 1, 3600, 25, 24, True),
         ),
     }
 
@@ -469,14 +469,14 @@ def sparse_family() -> dict[str, Case]:
             lambda e, c: M.ConvSparseCoding(16, trainer=energy(e, c, 8)),
             lambda: X.images(8),
             1,
-            lambda i, m: f.conv_sparse(8, 64, 8, 16, i),
+            lambda i, m: f.conv_sparse(8, 64, 8, 16, i, admm=True),
         ),
         "ConvPSD": Case(
             "64×64, 16 filters of 8×8, FISTA to a gap of 1e-3, 8 images",
             lambda e, c: M.ConvPSD(16, trainer=energy(e, c, 8)),
             lambda: X.images(8),
             1,
-            lambda i, m: f.conv_sparse(8, 64, 8, 16, i, True),
+            lambda i, m: f.conv_sparse(8, 64, 8, 16, i),
         ),
         "LocalPSD": Case(
             "64×64, filters of 9×9, one a place, period 4, FISTA to 1e-2, 8 images",
