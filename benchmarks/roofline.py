@@ -276,7 +276,8 @@ def told(record: dict[str, Any], seconds: float) -> str:
     if over:
         text.append(
             "The three functions that take longest by themselves in an update over it, in ms "
-            "(one thread, by cProfile; their products are in them):\n\n" + "\n".join(over)
+            "(one thread, by cProfile; their products are in them, and what the history takes of "
+            "ten rows an epoch):\n\n" + "\n".join(over)
         )
     return "\n\n".join([*text, f"{seconds:.0f} s in all."])
 
