@@ -168,11 +168,17 @@ def _run(
     timeout: float,
     resumes: bool,
 ) -> Any:
-    with _turn(client) as addresses:
-        parts = spread(data, client, addresses)
-        with _doors(client, parts) as (name, doors):
-            order = Order(name, doors, secrets.token_bytes(32), sync_every, timeout, resumes)
-            fitted, complaint = _Watch(client, model, parts, order).result()
+    try:
+        with _turn(client) as addresses:
+            parts = spread(data, client, addresses)
+            with _doors(client, parts) as (name, doors):
+                order = Order(name, doors, secrets.token_bytes(32), sync_every, timeout, resumes)
+                fitted, complaint = _Watch(client, model, parts, order).result()
+    except Exception as error:
+        if client.status == "running":
+            raise
+        words = f"the client was closed during the fit ({type(error).__name__}): connect a new one"
+        raise ValueError(words) from error
     if complaint is not None:
         warnings.warn(complaint, DataRangeWarning, stacklevel=3)
     settings = estimator.get_params(deep=False)
@@ -205,8 +211,10 @@ def _turn(client: Any) -> Iterator[list[str]]:
                 _log.warning("waiting for another fit on these workers to end")
         except BaseException:
             if client.status == "running":
-                lock._locked = True  # the scheduler drops a request that waits, too
-                lock.release()
+                # The scheduler drops a request that waits, too, if it has one.
+                lock._locked = True
+                with contextlib.suppress(KeyError):
+                    lock.release()
             raise
         try:
             if addresses == _addresses(client):
@@ -294,7 +302,7 @@ class _Watch:
         failed_at: float | None = None
         while True:
             if self.client.status != "running":
-                raise ValueError("the client was closed during the fit: connect a new one")
+                raise ConnectionError("the client is closed")
             states = [future.status for future in self.futures]
             self._show(bar)
             if all(state == "finished" for state in states):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import socket
 import time
@@ -130,6 +131,7 @@ def train(model: Any, pieces: list[Any], part: Part, rank: int, order: Order) ->
         workers = _on_device(sockets, device)
         _PRESENT[order.name, here.address] = workers
         workers.progress = _Reporter(here, order.name, rank)  # type: ignore[method-assign]
+        model = copy.deepcopy(model)  # workers of one process are shipped one object
         complaint = _learn(model, X, part, workers, order.resumes)
         return (model, complaint) if rank == 0 else None
 
