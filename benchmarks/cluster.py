@@ -136,7 +136,7 @@ def machines(n):
     from distributed import LocalCluster
 
     return LocalCluster(
-        n_workers=n, threads_per_worker=1, dashboard_address=None, memory_limit=0, processes=True
+        n_workers=n, threads_per_worker=1, dashboard_address=":0", memory_limit=0, processes=True
     )
 
 

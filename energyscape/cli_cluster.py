@@ -56,7 +56,7 @@ def _client(where: str) -> Iterator[Any]:
         raise ImportError("--cluster needs Dask: pip install 'energyscape[dask]'") from error
     if where.isdecimal() and int(where) > 0:
         cluster = LocalCluster(
-            n_workers=int(where), threads_per_worker=1, dashboard_address=None, memory_limit=0
+            n_workers=int(where), threads_per_worker=1, dashboard_address=":0", memory_limit=0
         )
         with cluster, Client(cluster) as client:
             yield client

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.slow
 
 def _start(n_workers: int) -> Any:
     return dask.LocalCluster(
-        n_workers=n_workers, threads_per_worker=1, dashboard_address=None, memory_limit=0
+        n_workers=n_workers, threads_per_worker=1, dashboard_address=":0", memory_limit=0
     )
 
 
@@ -166,7 +166,7 @@ def test_workers_of_one_process(tmp_path: Path) -> None:
     X = _bits(100)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cluster = dask.LocalCluster(n_workers=2, processes=False, dashboard_address=None)
+        cluster = dask.LocalCluster(n_workers=2, processes=False, dashboard_address=":0")
         with cluster, dask.Client(cluster) as client:
             trainer = CD(n_epochs=2, callbacks=[Checkpoint(tmp_path / "m.h5")])
             assert shared.fit(RBM(3, trainer=trainer), X, client).n_iter_ == 2
