@@ -760,3 +760,33 @@ def test_the_installed_cupy_has_nccl_or_we_say_so() -> None:
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.stdout == "True\n", run.stderr[-2000:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_a_long_task_keeps_its_memory() -> None:
+    """Under a nanny's settings arrays of 256 KB are mapped anew, and their pages touched for
+    the first time; within the block they are not. Page faults are counted by the system."""
+    code = """
+import resource
+import numpy as np
+from energyscape.distributed.allocator import kept_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(100):
+        np.ones(1 << 15)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+apart = faults()
+with kept_memory():
+    np.ones(1 << 15)
+    kept = faults()
+print(apart, kept, faults())
+"""
+    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    apart, kept, again = map(int, run.stdout.split())
+    assert min(apart, again) > 100 * 60  # 64 pages an array
+    assert kept < 640

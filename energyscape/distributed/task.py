@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from energyscape.backend import namespace, resolve_device
 from energyscape.data.reading import read_table
+from energyscape.distributed.allocator import kept_memory
 from energyscape.distributed.meeting import listen
 from energyscape.distributed.nccl import NcclWorkers
 from energyscape.distributed.sockets import SocketWorkers
@@ -123,7 +124,8 @@ def train(model: Any, pieces: list[Any], part: Part, rank: int, order: Order) ->
     from distributed import get_worker
 
     here = get_worker()
-    with _present(order, rank, here.address) as sockets, threadpool_limits(here.state.nthreads):
+    quick = threadpool_limits(here.state.nthreads), kept_memory()
+    with _present(order, rank, here.address) as sockets, quick[0], quick[1]:
         if isinstance(pieces[0], str):
             pieces = [read_table(name).X for name in pieces]
         X = pieces[0] if len(pieces) == 1 else _joined(pieces)
