@@ -23,10 +23,12 @@ import energyscape
 from energyscape import distributed as shared
 from energyscape.callbacks import Checkpoint
 from energyscape.distributed import cluster as client_side
+from energyscape.distributed import task
 from energyscape.distributed.spread import spread
 from energyscape.errors import (
     CapabilityError,
     DataRangeWarning,
+    DeviceError,
     DivergenceError,
     WorkerLostError,
 )
@@ -42,6 +44,7 @@ from energyscape.models import (
     StackedAutoEncoder,
 )
 from energyscape.trainers import CD, EM, PCD, Reconstruction, ScoreMatching
+from energyscape.workers import Workers
 
 da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("distributed")
@@ -317,6 +320,34 @@ def test_bad_rows_are_refused(client: Any, tmp_path: Path) -> None:
         shared.fit(model, [names[0], names[2]], client)
     with pytest.warns(DataRangeWarning, match=r"values in \[0, 1\]"):
         shared.fit(model, _reals(100), client)
+
+
+class _TwoWorkers(Workers):
+    """Of which the other has ``other`` to say."""
+
+    size = 2
+
+    def __init__(self, other: bool) -> None:
+        self.other = other
+
+    def gather(self, part: np.ndarray) -> list[np.ndarray]:
+        return [part, np.array([self.other])]
+
+
+def test_gradients_go_over_sockets_where_nccl_is_absent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def absent(*args: Any) -> None:
+        raise DeviceError("pip install nvidia-nccl-cu12")
+
+    monkeypatch.setattr(task, "NcclWorkers", absent)
+    both: Any = _TwoWorkers(True)
+    assert task._on_device(both, "cuda:0") is both
+    assert "over sockets, which is slower: pip install nvidia-nccl" in caplog.text
+    neither: Any = _TwoWorkers(False)
+    assert task._on_device(neither, "cpu") is neither
+    with pytest.raises(DeviceError, match="say which by the model's device"):
+        task._on_device(neither, "cuda:0")
 
 
 def test_an_error_of_a_worker_is_told_as_it_is(client: Any) -> None:
