@@ -356,7 +356,10 @@ class _Watch:
             if isinstance(callback, Checkpoint):
                 last = epochs // callback.every * callback.every
                 if not last:
-                    return f"no epoch was finished, so that there is no checkpoint {callback.path}"
+                    return (
+                        f"no epoch is known to have ended; if there is a checkpoint "
+                        f"{callback.path}, energyscape.distributed.resume goes on from it"
+                    )
                 path = str(callback.path).replace("{epoch}", str(last))
                 return (
                     f"the last checkpoint is {path}, of epoch {last}: "

@@ -27,7 +27,7 @@ from energyscape.sources import Rows, is_stored
 from energyscape.workers import Workers, first_word
 
 _log = logging.getLogger("energyscape")
-_REPORTS_EVERY = 0.5  # seconds
+_REPORTS_EVERY, _EPOCHS_EVERY = 0.5, 0.05  # seconds
 
 # Doors that are open for a fit, and whoever takes part in one, by its name and the worker.
 _DOORS: dict[tuple[str, str], socket.socket] = {}
@@ -84,19 +84,20 @@ def hang_up(name: str, dask_worker: Any = None) -> None:
 
 
 class _Reporter:
-    """Tells the client how far this worker is, twice a second."""
+    """Tells the client how far this worker is, twice a second and, if epochs are no shorter than a
+    twentieth of one, when an epoch has ended."""
 
     def __init__(self, worker: Any, topic: str, rank: int) -> None:
         self.worker, self.topic, self.rank = worker, topic, rank
         self.task = worker.get_current_task()
-        self.rows, self.told = 0, 0.0
+        self.rows, self.epoch, self.told = 0, 0, 0.0
 
     def __call__(self, epoch: int, step: int, rows: int) -> None:
         self.rows += rows
         now = time.monotonic()
-        if now - self.told < _REPORTS_EVERY:
+        if now - self.told < (_REPORTS_EVERY if epoch == self.epoch else _EPOCHS_EVERY):
             return
-        self.told = now
+        self.epoch, self.told = epoch, now
         task = self.worker.state.tasks.get(self.task)
         if task is None or task.state == "cancelled":  # Dask does not stop a thread
             raise WorkerLostError("the client that began the fit is gone")
