@@ -255,8 +255,11 @@ def _stored(options: argparse.Namespace, path: Path) -> Any:
             raise UsageError(f"{path} has {name}={found[name]}, not {value}; train anew without it")
     trainer = model.trainer_
     own = list(trainer.callbacks)
-    if own and isinstance(own[-1], Checkpoint):  # those that train had added
-        own = own[:-2] if isinstance(own[-2:][0], JsonLines) and own[-2].path == "-" else own[:-1]
+    # Those that train had added: the file's own checkpoint, and before it the lines on stdout.
+    if own and isinstance(own[-1], Checkpoint) and Path(own[-1].path).resolve() == path.resolve():
+        own.pop()
+        if own and isinstance(own[-1], JsonLines) and own[-1].path == "-":
+            own.pop()
     trainer = _configured(trainer.set_params(callbacks=own), _settings(options.t, "-t"))
     return model.set_params(trainer=trainer, device=options.device, verbose=int(not options.quiet))
 

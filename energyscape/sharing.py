@@ -134,14 +134,14 @@ class Share:
         self._since = 0
         state.params |= self._of_first(state.params, integers=True)
         state.carry |= self._of_first(state.carry, integers=True)
-        state.carry |= self._means(_own(state.carry, "sampler/") | _common(state.carry))
+        state.carry |= self._means(state.carry)
         moved = model.coordinates(state.params)
         model.set_coordinates(state.params, moved | self._means(moved))
 
     def _means(self, arrays: Params) -> Params:
-        """Means of the floating arrays over the workers, weighted by their rows; new arrays."""
+        """Means of floating arrays over the workers, weighted by their rows; chains stay apart."""
         share = self.counts[self.workers.rank] / self.total
-        parts = {k: v * v.dtype.type(share) for k, v in arrays.items() if v.dtype.kind == "f"}
+        parts = {key: v * v.dtype.type(share) for key, v in _shared(arrays).items()}
         return add_up(self.workers, parts) if parts else {}
 
     def end_epoch(self, model: Any, state: Any) -> None:
@@ -154,7 +154,7 @@ class Share:
             state.carry |= self._means(_own(state.carry, "sampler/"))
             # Unlike processors round unlike; a choice that hangs by a hair must not part workers.
             state.params |= self._of_first(state.params)
-            state.carry |= self._of_first(_common(state.carry))
+            state.carry |= self._of_first(state.carry)
 
     def agreed(self, complaint: str | None) -> str | None:
         """What any worker has to complain of."""
@@ -182,8 +182,7 @@ class Share:
             return
         for integers in (False, True):
             state.params |= self._of_first(state.params, integers)
-            own = _own(state.carry, "sampler/") | _common(state.carry)
-            state.carry |= self._of_first(own, integers)
+            state.carry |= self._of_first(state.carry, integers)
         chains = _own(state.carry, "chain/")
         if not chains:
             return
@@ -200,8 +199,7 @@ class Share:
         """Worker 0's floating arrays, or those of integers and of yes and no (below 2**53)."""
         found = {
             key: value.astype(np.float64) if integers else value
-            for key, value in arrays.items()
-            if (value.dtype.kind in "iub") == integers and not key.startswith("chain/")
+            for key, value in _shared(arrays, "iub" if integers else "f").items()
         }
         if self.workers.rank:
             found = {key: namespace(value).zeros_like(value) for key, value in found.items()}
@@ -237,9 +235,13 @@ def _own(carry: Params, prefix: str) -> Params:
     return {key: value for key, value in carry.items() if key.startswith(prefix)}
 
 
-def _common(carry: Params) -> Params:
-    """What is the same for everyone who makes the same updates."""
-    return {k: v for k, v in carry.items() if not k.startswith(("chain/", "sampler/"))}
+def _shared(arrays: Params, kinds: str = "f") -> Params:
+    """Arrays of some kinds of dtype that are no chains."""
+    return {
+        key: value
+        for key, value in arrays.items()
+        if value.dtype.kind in kinds and not key.startswith("chain/")
+    }
 
 
 def _cut(rows: Rows, sizes: list[int], order: Any) -> Iterator[tuple[Array, np.ndarray | None]]:

@@ -83,8 +83,8 @@ def fit(
     >>> from dask.distributed import Client  # doctest: +SKIP
     >>> fit(RBM(500), ["patches-1.h5", "patches-2.h5"], Client(4))  # doctest: +SKIP
     """
-    model = _checked(estimator, client, sync_every, timeout)
-    model = clone(model).set_params(trainer=model.trainer)
+    _check(estimator, client, sync_every, timeout)
+    model = clone(estimator).set_params(trainer=estimator.trainer)
     if hasattr(estimator, "image_shape_"):
         model.image_shape_ = estimator.image_shape_
     model.seed_ = draw_seed(estimator.random_state)
@@ -111,14 +111,14 @@ def resume(
     ------
     As `fit`; ValueError if the number of rows is not that of the interrupted run.
     """
-    model = _checked(estimator, client, sync_every, timeout)
-    if not model.__sklearn_is_fitted__():
+    _check(estimator, client, sync_every, timeout)
+    if not estimator.__sklearn_is_fitted__():
         raise ValueError("resume goes on with a fit that was begun; this model has none: use fit")
-    return _run(estimator, model, data, client, sync_every, timeout, resumes=True)
+    return _run(estimator, estimator, data, client, sync_every, timeout, resumes=True)
 
 
-def _checked(estimator: Any, client: Any, sync_every: int, timeout: float) -> Any:
-    """The estimator, when all that can be said without the rows is in order."""
+def _check(estimator: Any, client: Any, sync_every: int, timeout: float) -> None:
+    """Raise for what cannot be, as far as that can be said without the rows."""
     name = type(estimator).__name__
     if not hasattr(estimator, "learn"):
         raise CapabilityError(
@@ -141,7 +141,6 @@ def _checked(estimator: Any, client: Any, sync_every: int, timeout: float) -> An
     if not timeout > 0:
         raise ValueError(f"timeout must be > 0 seconds, got {timeout!r}")
     _check_client(client)
-    return estimator
 
 
 def _check_client(client: Any) -> None:

@@ -135,7 +135,7 @@ def train(model: Any, pieces: list[Any], part: Part, rank: int, order: Order) ->
         _PRESENT[order.name, here.address] = workers
         workers.progress = _Reporter(here, order.name, rank)  # type: ignore[method-assign]
         model = copy.deepcopy(model)  # workers of one process are shipped one object
-        complaint = _learn(model, X, part, workers, order.resumes)
+        complaint = _learn(model, X, part, workers, device, order.resumes)
         return (model, complaint) if rank == 0 else None
 
 
@@ -181,7 +181,9 @@ def _present(order: Order, rank: int, address: str) -> Iterator[SocketWorkers]:
     _PRESENT.pop(where, sockets).close()
 
 
-def _learn(model: Any, X: Any, part: Part, workers: Workers, resumes: bool) -> str | None:
+def _learn(
+    model: Any, X: Any, part: Part, workers: Workers, device: str, resumes: bool
+) -> str | None:
     """A model's `fit` or `resume` where ``X`` are one worker's rows; what to warn of."""
     verbose, model.verbose = model.verbose, 0  # the client shows how far all are
     if workers.rank and model.trainer is not None:
@@ -195,7 +197,7 @@ def _learn(model: Any, X: Any, part: Part, workers: Workers, resumes: bool) -> s
         model._settle(rows.X)
         model.go_on(trainer, rows, workers)
     else:
-        model._device = resolve_device(model.device, rows.X)
+        model._device = device
         model.learn(trainer, rows, workers)
     model.verbose = verbose
     return complaint

@@ -54,7 +54,7 @@ class TorusGradient:
         self._up = xp.ascontiguousarray(xp.concatenate(up, axis=2).transpose(0, 2, 1))
         self._back = xp.concatenate(back, axis=2)
         self._own = S @ S * (xp.exp(-params["log_var"]) / real(layout.coverage))
-        self._level_image: Array = None
+        self._constants: dict[tuple[int, ...], Array] = {}
 
     def __call__(self, y: Array) -> Array:
         layout, u = self._layout, self._shade(y)
@@ -88,14 +88,15 @@ class TorusGradient:
 
     def _constant(self, frame: Array) -> Array:
         """What half of the mean units' rates give, whatever the image; shape (1, h, w, c)."""
-        if self._level_image is None:
-            xp, shape = namespace(frame), (1, *frame.shape[1:])
-            self._level_image = xp.zeros(shape, frame.dtype)
+        shape = (1, *frame.shape[1:])
+        if shape not in self._constants:
+            xp = namespace(frame)
+            image = self._constants[shape] = xp.zeros(shape, frame.dtype)
             if self._rest is not None:
                 places = math.prod(self._layout.places(*shape[1:3]))
                 for i, rest in enumerate(self._rest):
                     columns = xp.ascontiguousarray(
                         xp.broadcast_to(rest[:, None], (len(rest), places))
                     )
-                    self._layout.add_columns(columns, i, self._level_image)
-        return self._level_image
+                    self._layout.add_columns(columns, i, image)
+        return self._constants[shape]
