@@ -2,7 +2,7 @@
 
 from energyscape.kernels.chains import accept, arrive, leapfrog, set_off, squares
 from energyscape.kernels.gates import gate, half_square, log_sum, pull, respond, slope, square_sum
-from energyscape.kernels.products import matmul
+from energyscape.kernels.products import matmul, norm
 from energyscape.kernels.steps import descend, follow, momentum_step, rank_two
 from energyscape.kernels.units import log1p, rectify, sigmoid, soft_threshold, softplus_sum
 from energyscape.kernels.windows import col2im, im2col
@@ -21,6 +21,7 @@ __all__ = [
     "log_sum",
     "matmul",
     "momentum_step",
+    "norm",
     "pull",
     "rank_two",
     "rectify",

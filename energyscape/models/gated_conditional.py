@@ -101,7 +101,9 @@ class ConditionalMixin:
         level = self.units.coupling(h[:, :n_units], beta)
         if "P" in wide:
             level = level @ wide["P"].T
-        precision = (C * level[:, None, :]) @ C.T
+        # A matrix with its own transpose: NumPy makes half of the product.
+        root = C * xp.sqrt(level)[:, None, :]
+        precision = root @ root.transpose(0, 2, 1)
         pull = xp.zeros((len(h), len(C)))
         if self.finite:
             own = as_column(beta, h)

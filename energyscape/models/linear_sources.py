@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace, to_host
+from energyscape.kernels import norm
 from energyscape.models.base import EnergyModel
 from energyscape.models.filter_energy import Curved, Matched, Slopes, curved, matched
 from energyscape.verbs import Params, Pass
@@ -161,24 +162,24 @@ class LinearSources(EnergyModel):
         xp, W = namespace(params["W"]), params["W"]
         share = W.dtype.type(W.shape[1] / len(W))
         relative = (grads["W"] @ W.T) * share
-        pull, step = self.pulled_back(W, grads["m"] / share)
+        step, length = self._natural(W, grads["m"] / share)
         root = W.dtype.type(math.sqrt(len(W)))
         grads["W"][...] = (relative @ W) * xp.minimum(1, root / _size(relative))
-        grads["m"][...] = step * xp.minimum(1, root / _size(pull))
+        grads["m"][...] = step * xp.minimum(1, root / length)
 
     @staticmethod
-    def pulled_back(W: Array, g: Array) -> tuple[Array, Array]:
-        """A vector as long as the least v with W'v = g, and (W'W)⁻¹g = W⁺v.
+    def _natural(W: Array, g: Array) -> tuple[Array, Array]:
+        """s = (W'W)⁻¹g and √(g's), the length of the least v with W'v = g.
 
-        By a factor R of W'W that comes from W: the condition of W'W is the square of that of W.
+        In float64: the condition of W'W is the square of that of W. It takes half as long as a
+        QR factor of W.
         """
-        xp = namespace(W)
-        R = W if W.shape[0] == W.shape[1] else xp.linalg.qr(W, mode="r")
+        wide, g = W.astype(np.float64), g.astype(np.float64)
         try:
-            pull = xp.linalg.solve(R.T, g)
-            return pull, xp.linalg.solve(R, pull)
+            step = namespace(W).linalg.solve(wide.T @ wide, g)
         except np.linalg.LinAlgError:  # learning went astray: what is not finite ends it
-            return g * math.nan, g * math.nan
+            return g * math.nan, g.sum() * math.nan
+        return step, namespace(W).sqrt(namespace(W).maximum(g @ step, 0)) + 1e-30
 
     def check_rows(self, n: int, event_shape: tuple[int, ...]) -> None:
         d = math.prod(event_shape)
@@ -242,5 +243,4 @@ def log_cosh(u: Array) -> Array:
 
 def _size(a: Array) -> Array:
     """Euclidean norm, kept off 0."""
-    xp = namespace(a)
-    return xp.sqrt((a * a).sum()) + a.dtype.type(1e-30)
+    return norm(a) + a.dtype.type(1e-30)

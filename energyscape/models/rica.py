@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.backend import Array, namespace
+from energyscape.kernels import norm
 from energyscape.models.base import EnergyModel
 from energyscape.models.dictionary import unit_columns
 from energyscape.models.from_pass import EnergyFromPass
@@ -62,9 +63,9 @@ class RICAPass(Pass):
 
     def grad(self, weights: Array) -> Params:
         weights = weights.astype(self.x.dtype)[:, None]
-        back = self._to_codes()
-        back *= weights
-        return {"W": (self.h * weights).T @ self.error + back.T @ self.x}
+        total = self._to_codes().T @ (self.x * weights)
+        total += self.h.T @ (self.error * weights)
+        return {"W": total}
 
     def input_grad(self) -> Array:
         return self._to_codes() @ self.params["W"] - self.error
@@ -304,8 +305,8 @@ class RICA(EnergyFromPass, EnergyModel):
         turn all features to itself."""
         xp, W, step = namespace(params["W"]), params["W"], grads["W"]
         step /= params["power"]
-        size, most = xp.sqrt((step * step).sum()), xp.sqrt((W * W).sum())
-        step *= most / xp.maximum(xp.maximum(size, most), np.finfo(W.dtype).tiny)
+        most = norm(W)
+        step *= most / xp.maximum(xp.maximum(norm(step), most), np.finfo(W.dtype).tiny)
 
     # ------------------------------------------------------------ the face
 
