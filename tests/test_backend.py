@@ -660,6 +660,20 @@ def test_sigmoid_and_softplus_hold_far_out() -> None:
             assert got.dtype == np.float64
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 1), (2, 3, 6, 5), (2, 3, 19)], ids=str)
+def test_sums_of_logarithms_are_off_by_no_more_than_their_bound(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    for scale in (1e-9, 1e-4, 1.0, 1e3, 1e10, 1e30):  # products of the last ones overflow
+        z = (scale * rng.exponential(size=shape)).astype(np.float32)
+        terms = np.log1p(z.astype(np.float64)).reshape(2, 3, -1)
+        wanted, count = terms.sum(axis=2), terms.shape[2]
+        found = kernels.log1p_sum(z)
+        assert found.dtype == np.float64 and found.shape == (2, 3)
+        assert (abs(found - wanted) <= 2e-7 * count + 5e-7 * wanted).all()
+        exact = kernels.log1p_sum(z.astype(np.float64))
+        np.testing.assert_allclose(exact, wanted, rtol=1e-14, atol=3e-16 * count)
+
+
 def test_parameters_must_be_contiguous_on_the_gpu(fake_cupy: Any) -> None:
     w = fake_cupy.zeros((3, 4), np.float32)
     with pytest.raises(ValueError, match="C-contiguous"):

@@ -18,7 +18,13 @@ import energyscape
 from energyscape.backend import Purpose, stream
 from energyscape.errors import CapabilityError, DataRangeWarning, UnnormalizedScoreWarning
 from energyscape.evaluation.laws import generic_params
-from energyscape.models import FieldsOfExperts, TiledMPoT, TiledRBM, field_gradient
+from energyscape.models import (
+    FieldsOfExperts,
+    TiledMPoT,
+    TiledRBM,
+    field_gradient,
+    window_columns,
+)
 from energyscape.models.layouts import Sliding, Tiles
 from energyscape.samplers import HMC, Gibbs
 from energyscape.trainers import CD, FPCD, PCD
@@ -135,15 +141,53 @@ def test_gradients_along_a_trajectory_are_those_of_a_pass(
 def test_columns_are_windows_and_their_adjoint_adds_them(
     layout: Any, sides: tuple[int, int]
 ) -> None:
+    """Of images and of tori, of as many as before and of fewer."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, *sides, 2))
-    for i, rows in enumerate(layout.cut(x)):
-        columns = layout.columns(x, i)
-        windows = rows.reshape(-1, rows.shape[-1])
-        assert {tuple(c) for c in columns.T} == {tuple(w) for w in windows}
-        y, out = rng.standard_normal(columns.shape), np.ones_like(x)
-        layout.add_columns(y, i, out)
-        assert np.isclose((columns * y).sum(), (x * (out - 1)).sum())
+    columns = layout.columns_of((*sides, 2), np.float64)
+    for n, beyond in ((3, 0), (3, layout.reach), (2, 0)):
+        torus = rng.standard_normal((n, sides[0] - beyond, sides[1] - beyond, 2))
+        columns.load(torus)
+        dot, d = 0.0, layout.size**2 * 2
+        for i, rows in enumerate(layout.cut(layout.wrap(torus) if beyond else torus)):
+            found = columns.space("windows", d)
+            columns.cut(i, found)
+            windows = columns.values(found).reshape(d, n, -1)
+            np.testing.assert_array_equal(windows.transpose(1, 2, 0), rows)
+            room = columns.room()
+            y = rng.standard_normal(room.shape) / columns.one  # none where a column is void
+            room[...] = y
+            columns.add(i)
+            dot += (found * y).sum()
+        assert np.isclose(dot, (torus * columns.total()).sum())
+
+
+@pytest.mark.parametrize("length", [1, 50, 1667, 4001])
+def test_products_with_columns_are_those_of_matrices(length: int) -> None:
+    rng = np.random.default_rng(0)
+    a, x = rng.standard_normal((24, 25)), rng.standard_normal((25, 2, length))
+    room = np.zeros((24, 2, length + 3))
+    window_columns.multiply(a, x, room[:, :, :length])
+    wanted = np.einsum("ij,jgl->igl", a, x)
+    np.testing.assert_allclose(room[:, :, :length], wanted, rtol=0, atol=1e-13)
+    assert not room[:, :, length:].any()
+    found = window_columns.outer(x, wanted)
+    np.testing.assert_allclose(found, np.einsum("igl,jgl->ij", x, wanted), rtol=0, atol=1e-9)
+
+
+@each_field
+def test_gradients_of_parameters_by_columns_are_those_of_a_pass(
+    case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(field_gradient, "_NUMBERS", 1)
+    model, weights = case.make(), np.array([0.5, -2.0, 1.5])
+    params = generic_params(model, case.data)
+    x = case.data[:3].astype(np.float64)
+    by_columns = model.forward(params, x).grad(weights)
+    known = model.forward(params, x)
+    known.known  # noqa: B018 - there from now on
+    for name, wanted in known.grad(weights).items():
+        atol = 1e-12 * abs(wanted).max()
+        np.testing.assert_allclose(by_columns[name], wanted, rtol=0, atol=atol)
 
 
 @each_field

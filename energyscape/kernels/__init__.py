@@ -4,7 +4,14 @@ from energyscape.kernels.chains import accept, arrive, leapfrog, set_off, square
 from energyscape.kernels.gates import gate, half_square, log_sum, pull, respond, slope, square_sum
 from energyscape.kernels.products import matmul, norm
 from energyscape.kernels.steps import descend, follow, momentum_step, rank_two
-from energyscape.kernels.units import log1p, rectify, sigmoid, soft_threshold, softplus_sum
+from energyscape.kernels.units import (
+    log1p,
+    log1p_sum,
+    rectify,
+    sigmoid,
+    soft_threshold,
+    softplus_sum,
+)
 from energyscape.kernels.windows import col2im, im2col
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "im2col",
     "leapfrog",
     "log1p",
+    "log1p_sum",
     "log_sum",
     "matmul",
     "momentum_step",

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from energyscape.backend import Array, namespace
+from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.kernels import log1p, sigmoid, softplus_sum
+from energyscape.models.field_gradient import FieldColumns
 from energyscape.models.window_pass import WindowPass, flat, times
 from energyscape.verbs import Params, is_one
 
@@ -94,6 +95,11 @@ class FieldPass(WindowPass):
         return model.pulled(params, layout.fold(wide))
 
     def grad(self, weights: Array) -> Params:
+        fresh = self._known is None and not self.torus and is_one(self.beta)
+        if fresh and not is_gpu_array(self.x):
+            params, model = self.params, self.model
+            columns = FieldColumns(params, model.layout(), model.units.shapes(params))
+            return columns.grads((self.x - params["mean_v"]) / params["deviation"], weights)
         total: Params = {}
         for rows, part in self.parts():
             more = part._grad(weights[rows])

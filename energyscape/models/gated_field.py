@@ -166,17 +166,13 @@ class GatedField(UnitsFromPass, FieldScoreMixin, ImageModel):
         """∂F/∂x, the shape of x."""
         return self.forward(params, x).input_grad()
 
-    def torus_grad_function(self, params: Params) -> Callable[[Array], Array]:
+    def torus_grad_function(self, params: Params) -> TorusGradient:
         """y → ∂F/∂y of states of chains, params worked into the filters once."""
-        amplitudes: dict[tuple[int, ...], Array] = {}
 
-        def shade(v: Array) -> Array:
-            sides = v.shape[1:3]
-            if sides not in amplitudes:
-                amplitudes[sides] = _amplitude(params["spectrum"], v.shape)
-            return _shaded(v, amplitudes[sides])
+        def amplitude(shape: tuple[int, ...]) -> Array:
+            return _amplitude(params["spectrum"], shape)
 
-        return TorusGradient(params, self.layout(), self.units.shapes(params), shade)
+        return TorusGradient(params, self.layout(), self.units.shapes(params), amplitude)
 
     # ------------------------------------------------------------ coordinates of chains
 

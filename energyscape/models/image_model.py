@@ -31,16 +31,23 @@ class TorusTarget(Target):
         return self.model.on_torus(self.params, x, self.beta)
 
     def energy_and_grad(self, x: Array) -> tuple[Array, Array]:
+        prepared = self._prepared()
+        if prepared is not None:
+            return prepared.energy_and_grad(x)
         passed, put = self.forward(x), namespace(x).concatenate
         parts = passed.parts()  # type: ignore[attr-defined]
         both = [(part.energy(), part.input_grad()) for _, part in parts]
         return put([energy for energy, _ in both]), put([grad for _, grad in both])
 
     def gradient(self) -> Callable[[Array], Array]:
+        return self._prepared() or self.input_grad
+
+    def _prepared(self) -> Any:
+        """The model's quick gradient, or None."""
         plain = np.ndim(self.beta) == 0 and self.beta == 1.0
         # A GPU is better served by few calls on all images than by blocks for a cache.
         if not plain or is_gpu_array(self.like) or speaks(self.model, ("torus_grad_function",)):
-            return self.input_grad
+            return None
         if self._gradient is None:
             self._gradient = self.model.torus_grad_function(self.params)
         return self._gradient

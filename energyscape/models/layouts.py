@@ -20,6 +20,7 @@ from typing import Any
 
 from energyscape.backend import Array, namespace
 from energyscape.convolution import overlap_add, windows
+from energyscape.models.window_columns import Columns, SlidingColumns, TileColumns
 from energyscape.verbs import check_count
 
 __all__ = ["Layout", "Sliding", "Tiles", "check_tiles"]
@@ -40,6 +41,8 @@ class Layout:
         By how much the image is longer that a torus is wrapped to.
     coverage : int
         Windows of all sets that a pixel of a torus lies in.
+    stationary : bool
+        Whether windows lie at every place.
     """
 
     size: int
@@ -47,6 +50,7 @@ class Layout:
     grain: int
     reach: int
     coverage: int
+    stationary: bool = False
 
     def places(self, h: int, w: int) -> tuple[int, int]:
         """Windows of a set, down and across, in an image of h × w."""
@@ -76,13 +80,8 @@ class Layout:
         """Windows added up into images of ``shape`` (n, h, w, c)."""
         raise NotImplementedError
 
-    def columns(self, x: Array, i: int) -> Array:
-        """The windows of set i as columns, (size·size·c, n · places), in an array of its own; it
-        may lie in memory as rows do."""
-        raise NotImplementedError
-
-    def add_columns(self, columns: Array, i: int, out: Array) -> None:
-        """The adjoint of `columns`, added to the images ``out``, in place."""
+    def columns_of(self, shape: tuple[int, ...], dtype: Any) -> Columns:
+        """Where windows of images of ``shape`` (h, w, c) are laid out as columns; on the CPU."""
         raise NotImplementedError
 
     def wrap(self, x: Array) -> Array:
@@ -155,19 +154,8 @@ class Tiles(Layout):
             place += part.reshape(n, down * t, across * t, c)
         return out
 
-    def columns(self, x: Array, i: int) -> Array:
-        (n, h, w, c), t, o = x.shape, self.size, i * self.stride
-        down, across = self.places(h, w)
-        part = x[:, o : o + down * t, o : o + across * t].reshape(n, down, t, across, t, c)
-        rows = part.transpose(0, 1, 3, 2, 4, 5).reshape(n * down * across, t * t * c)
-        return namespace(x).ascontiguousarray(rows).T
-
-    def add_columns(self, columns: Array, i: int, out: Array) -> None:
-        (n, h, w, c), t, o = out.shape, self.size, i * self.stride
-        down, across = self.places(h, w)
-        part = columns.T.reshape(n, down, across, t, t, c).transpose(0, 1, 3, 2, 4, 5)
-        place = out[:, o : o + down * t, o : o + across * t]
-        place += part.reshape(n, down * t, across * t, c)
+    def columns_of(self, shape: tuple[int, ...], dtype: Any) -> TileColumns:
+        return TileColumns(shape, self.size, self.stride, dtype)
 
 
 class Sliding(Layout):
@@ -180,7 +168,7 @@ class Sliding(Layout):
 
     def __init__(self, size: int) -> None:
         self.size, self.sets, self.grain, self.reach = size, 1, 1, size - 1
-        self.coverage = size * size
+        self.coverage, self.stationary = size * size, True
 
     def cut(self, x: Array) -> Array:
         views = windows(x, (self.size, self.size))
@@ -190,23 +178,8 @@ class Sliding(Layout):
     def paste(self, rows: Array, shape: tuple[int, ...]) -> Array:
         return overlap_add(rows[0], (self.size, self.size), shape)
 
-    def columns(self, x: Array, i: int) -> Array:
-        # Plane by plane: rows of an image are copied, not the few pixels of a row in a window.
-        (n, h, w, c), t = x.shape, self.size
-        down, across = self.places(h, w)
-        planes = namespace(x).empty((t, t, c, n, down, across), x.dtype)
-        for a in range(t):
-            for b in range(t):
-                planes[a, b] = x[:, a : a + down, b : b + across].transpose(3, 0, 1, 2)
-        return planes.reshape(t * t * c, -1)
-
-    def add_columns(self, columns: Array, i: int, out: Array) -> None:
-        (n, h, w, c), t = out.shape, self.size
-        down, across = self.places(h, w)
-        planes = columns.reshape(t, t, c, n, down, across)
-        for a in range(t):
-            for b in range(t):
-                out[:, a : a + down, b : b + across] += planes[a, b].transpose(1, 2, 3, 0)
+    def columns_of(self, shape: tuple[int, ...], dtype: Any) -> SlidingColumns:
+        return SlidingColumns(shape, self.size, dtype)
 
 
 def check_tiles(tile: Any, stride: Any) -> None:
