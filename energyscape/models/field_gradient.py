@@ -77,7 +77,7 @@ class FieldColumns:
             each = weights[part]
             for i in range(sets):
                 field, windows, z = self._fields(columns, i)
-                logs[i] += log1p_sum(columns.values(z)) @ each
+                logs[i] += log1p_sum(columns.values(z), columns.across) @ each
                 self._gate(columns, field, z)
                 values = columns.values(field)
                 values *= each.reshape(-1, *[1] * (values.ndim - 2))
@@ -113,13 +113,14 @@ class FieldColumns:
 
     def _gate(self, columns: Columns, field: Array, z: Array) -> None:
         """Fields to r/√2(1 + z) and 2p, in place, 0 in void columns; ``z`` is used up."""
-        z += columns.one
+        z += 1 if columns.one is None else columns.one
         field[: self._k] /= z
         if self._level is not None:
             p = field[self._k :]
             np.tanh(p, out=p)
             p += 1
-            p /= columns.one
+            if columns.one is not None:
+                p /= columns.one
 
 
 class TorusGradient(FieldColumns):
@@ -157,13 +158,18 @@ class TorusGradient(FieldColumns):
         (_, h, w, c), reach = y.shape, self.layout.reach
         columns = self.columns((h + reach, w + reach, c))
         amplitude, gauss = self._spectra(y.shape)
-        # Transforms put what they give into the order in which it is needed.
-        sides = columns.order.index(1), columns.order.index(2)
-        natural = np.argsort(columns.order)
-        wave = scipy.fft.rfft2(y.transpose(columns.order), axes=sides)
-        wave *= amplitude.transpose(columns.order)
-        u = scipy.fft.irfft2(wave, s=(h, w), axes=sides).transpose(natural)
-        total = np.empty_like(y)
+        order, sides = columns.order, (columns.order.index(1), columns.order.index(2))
+        back_again = np.argsort(order)
+
+        def pixels(wave: Array) -> Array:
+            return scipy.fft.irfft2(wave, s=(h, w), axes=sides).transpose(back_again)
+
+        # Transforms read what they take in any order and write what they give in this one.
+        amplitude = amplitude.transpose(order)
+        wave = scipy.fft.rfft2(y.transpose(order), axes=sides)
+        wave *= amplitude
+        u = pixels(wave)
+        total = np.empty_like(u)
         for part in self._parts(columns, y):
             columns.load(u[part])
             for i in range(len(self._up)):
@@ -175,26 +181,25 @@ class TorusGradient(FieldColumns):
                 multiply(self._back[i], given, columns.room())
                 columns.add(i)
             total[part] = columns.total()
-        back = scipy.fft.rfft2(total, axes=(1, 2))
+        back = scipy.fft.rfft2(total.transpose(order), axes=sides)
         if gauss is not None:
-            pull = _by_frequency(gauss, wave.transpose(natural))
+            pull = _by_frequency(gauss, wave.transpose(back_again)).transpose(order)
             back += pull
             if energy is not None:
-                wide = scipy.fft.irfft2(pull, s=(h, w), axes=(1, 2))
-                energy += 0.5 * (u * wide).sum(axis=(1, 2, 3), dtype=np.float64)
+                energy += 0.5 * (u * pixels(pull)).sum(axis=(1, 2, 3), dtype=np.float64)
         back *= amplitude
-        return scipy.fft.irfft2(back, s=(h, w), axes=(1, 2))
+        return np.ascontiguousarray(pixels(back))
 
     def _energies(self, columns: Columns, i: int, field: Array, windows: Array, z: Array) -> Array:
         """Of the windows of set i by image, without the Gaussian where that is a convolution."""
-        energy = self.shapes[i].astype(np.float64) @ log1p_sum(columns.values(z))
+        energy = self.shapes[i].astype(np.float64) @ log1p_sum(columns.values(z), columns.across)
         if not self.layout.stationary:
             pulled = columns.space("pulled", len(windows))
             multiply(self._own, windows, pulled)
             pulled *= windows
             energy += 0.5 * _by_image(columns.values(pulled))
         if self._level is not None:
-            half = columns.values(field[self._k :])
+            half = columns.values(field[self._k :])[..., : columns.across]
             size = abs(half)
             energy -= _by_image(half) + _by_image(size)
             size *= -2

@@ -44,8 +44,9 @@ class Columns:
     ----------
     order : tuple of int
         Axes of images (n, h, w, c) in the order in which they lie in memory.
-    one : array that broadcasts to columns
-        1, but ∞ in those that are void.
+    one : array that broadcasts to columns, or None
+        1, but ∞ in those that are void; None where none is.
+    across : int or None
     """
 
     order: ClassVar[tuple[int, ...]]
@@ -54,7 +55,8 @@ class Columns:
 
     def __init__(self, shape: tuple[int, ...], size: int, dtype: Any) -> None:
         self.shape, self.size, self.dtype = shape, size, np.dtype(dtype)
-        self.one: Array = np.ones(1, dtype)
+        self.one: Array = None
+        self.across: int | None = None
         self._n, self._torus = 0, shape[:2]
         self._kept: dict[str, Array] = {}
         self._pixels: Array = None
@@ -96,7 +98,8 @@ class Columns:
         return y[:, :h, :w]
 
     def values(self, columns: Array) -> Array:
-        """Those that are not void by image, (rows, n, places or places down, across); a view."""
+        """By image, (rows, n, places) or (rows, n, places down, across), a view; `across` of the
+        last axis are not void."""
         raise NotImplementedError
 
     def _lay_out(self, n: int) -> None:
@@ -121,10 +124,10 @@ class SlidingColumns(Columns):
     def _lay_out(self, n: int) -> None:
         (H, W, c), t, item = self.shape, self.size, self.dtype.itemsize
         strided = np.lib.stride_tricks.as_strided
-        down, across = H - t + 1, W - t + 1
+        down, self.across = H - t + 1, W - t + 1
         self.groups, self.length = n, down * W
         one = np.full((down, W), np.inf, self.dtype)
-        one[:, :across] = 1
+        one[:, : self.across] = 1
         self.one = one.ravel()
         # The last void windows reach beyond the last pixel.
         pixels = np.zeros(c * n * H * W + t, self.dtype)
@@ -152,8 +155,7 @@ class SlidingColumns(Columns):
         np.add.reduce(self._slanted, axis=(0, 1), out=self._flat)
 
     def values(self, columns: Array) -> Array:
-        (_, W, _), (rows, n, length) = self.shape, columns.shape
-        return columns.reshape(rows, n, length // W, W)[:, :, :, : W - self.size + 1]
+        return columns.reshape(*columns.shape[:2], -1, self.shape[1])
 
 
 class TileColumns(Columns):
@@ -208,31 +210,34 @@ def multiply(a: Array, columns: Array, out: Array) -> None:
     out : array, shape (m, groups, length)
         The last axis contiguous.
     """
-    step = _step(columns.shape[2], a.size)
-    whole = columns.shape[2] // step * step
-    for part in (slice(0, whole), slice(whole, None)):
-        np.matmul(a, _pieces(columns[:, :, part], step), out=_pieces(out[:, :, part], step))
+    for part, pieces in _cuts(columns.shape[2], a.size):
+        given, found = (_pieces(values[:, :, part], pieces) for values in (columns, out))
+        np.matmul(a, given, out=found)
 
 
 def outer(columns: Array, others: Array) -> Array:
     """columns @ others' over all groups, (rows, rows of the others), in such products too."""
     total = np.zeros((len(columns), len(others)), columns.dtype)
-    step = _step(columns.shape[2], total.size)
-    whole = columns.shape[2] // step * step
-    for part in (slice(0, whole), slice(whole, None)):
-        a, b = (_pieces(values[:, :, part], step) for values in (columns, others))
+    for part, pieces in _cuts(columns.shape[2], total.size):
+        a, b = (_pieces(values[:, :, part], pieces) for values in (columns, others))
         total += (a @ b.swapaxes(2, 3)).sum(axis=(0, 1))
     return total
 
 
-def _step(length: int, size: int) -> int:
-    """Columns of one product whose other factor has ``size`` elements."""
+def _cuts(length: int, size: int) -> list[tuple[slice, int]]:
+    """Parts of the columns, and of how many products each, whose other factor has ``size``
+    elements."""
     most = _SMALL // size
-    return length // -(-length // most) if most > _FEWEST else length
+    if most < _FEWEST:
+        return [(slice(None), 1)]
+    least = -(-length // most)
+    pieces = next((count for count in range(least, 2 * least) if length % count == 0), least)
+    whole = length // pieces * pieces
+    rest = [(slice(whole, None), 1)] if whole < length else []
+    return [(slice(0, whole), pieces), *rest]
 
 
-def _pieces(values: Array, step: int) -> Array:
-    """(rows, groups, length) as (groups, pieces, rows, step), or of all that is less; a view."""
+def _pieces(values: Array, pieces: int) -> Array:
+    """(rows, groups, length) as (groups, pieces, rows, columns); a view."""
     rows, groups, length = values.shape
-    pieces = max(1, length // step)
     return values.reshape(rows, groups, pieces, length // pieces).transpose(1, 2, 0, 3)
