@@ -53,7 +53,8 @@ class FieldColumns:
             up.append(means)
             back.append(-means)
             self._level = params["c"][:, :, None, None] * self._real(0.5)
-        self._own = S @ S * (np.exp(-params["log_var"]) / self._real(layout.coverage))
+        self._width = np.exp(-params["log_var"]) / self._real(layout.coverage)
+        self._own = S @ S * self._width
         if not layout.stationary:
             back.append(np.broadcast_to(self._own, (len(C), *S.shape)))
         self._up = np.ascontiguousarray(np.concatenate(up, axis=2).transpose(0, 2, 1))
@@ -65,6 +66,15 @@ class FieldColumns:
         if shape not in self._columns:
             self._columns[shape] = self.layout.columns_of(shape, self.params["C"].dtype)
         return self._columns[shape]
+
+    def energies(self, u: Array) -> Array:
+        """F of images ``u`` (n, h, w, c), shape (n,), float64."""
+        columns, energy = self.columns(u.shape[1:]), np.zeros(len(u))
+        for part in self._parts(columns, u):
+            columns.load(u[part])
+            for i in range(len(self._up)):
+                energy[part] += self._energies(columns, i, *self._fields(columns, i))
+        return energy
 
     def grads(self, u: Array, weights: Array) -> Params:
         """Σ_i w_i ∂F(u_i)/∂θ by name, of images ``u`` (n, h, w, c)."""
@@ -110,6 +120,32 @@ class FieldColumns:
             field[self._k :] += self._level[i]
         r, z = field[: self._k], columns.space("z", self._k)
         return field, windows, np.multiply(r, r, out=z)
+
+    def _energies(
+        self,
+        columns: Columns,
+        i: int,
+        field: Array,
+        windows: Array,
+        z: Array,
+        gaussian: bool = True,
+    ) -> Array:
+        """Of the windows of set i by image; without ``gaussian`` not |Sv|²/2σ²q."""
+        logs = log1p_sum(columns.values(z), columns.across)
+        energy = self.shapes[i].astype(np.float64) @ logs
+        if gaussian:
+            white = columns.space("white", len(windows))
+            multiply(self.params["S"], windows, white)
+            white *= white
+            squares = _by_image(columns.values(white)[..., : columns.across])
+            energy += 0.5 * self._width.astype(np.float64) * squares
+        if self._level is not None:
+            half = columns.values(field[self._k :])[..., : columns.across]
+            size = abs(half)
+            energy -= _by_image(half) + _by_image(size)
+            size *= -2
+            energy -= log1p_sum(np.exp(size, out=size)).sum(axis=0)
+        return energy
 
     def _gate(self, columns: Columns, field: Array, z: Array) -> None:
         """Fields to r/√2(1 + z) and 2p, in place, 0 in void columns; ``z`` is used up."""
@@ -175,7 +211,8 @@ class TorusGradient(FieldColumns):
             for i in range(len(self._up)):
                 field, windows, z = self._fields(columns, i)
                 if energy is not None:
-                    energy[part] += self._energies(columns, i, field, windows, z)
+                    gaussian = not self.layout.stationary
+                    energy[part] += self._energies(columns, i, field, windows, z, gaussian)
                 self._gate(columns, field, z)
                 given = columns.space("field", self._back.shape[2])
                 multiply(self._back[i], given, columns.room())
@@ -189,22 +226,6 @@ class TorusGradient(FieldColumns):
                 energy += 0.5 * (u * pixels(pull)).sum(axis=(1, 2, 3), dtype=np.float64)
         back *= amplitude
         return np.ascontiguousarray(pixels(back))
-
-    def _energies(self, columns: Columns, i: int, field: Array, windows: Array, z: Array) -> Array:
-        """Of the windows of set i by image, without the Gaussian where that is a convolution."""
-        energy = self.shapes[i].astype(np.float64) @ log1p_sum(columns.values(z), columns.across)
-        if not self.layout.stationary:
-            pulled = columns.space("pulled", len(windows))
-            multiply(self._own, windows, pulled)
-            pulled *= windows
-            energy += 0.5 * _by_image(columns.values(pulled))
-        if self._level is not None:
-            half = columns.values(field[self._k :])[..., : columns.across]
-            size = abs(half)
-            energy -= _by_image(half) + _by_image(size)
-            size *= -2
-            energy -= log1p_sum(np.exp(size, out=size)).sum(axis=0)
-        return energy
 
     def _spectra(self, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
         """A, and the Gaussian's convolution, (h, w // 2 + 1, c, c), where it is one."""

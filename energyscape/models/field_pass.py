@@ -19,10 +19,7 @@ class FieldPass(WindowPass):
     def fields(self) -> dict[str, Array]:
         """Of every window: w, filter outputs r, z = ½r², mean fields a."""
         params, model = self.params, self.model
-        if self.torus:
-            u = model.layout().wrap(model.pulled(params, self.x))
-        else:
-            u = (self.x - params["mean_v"]) / params["deviation"]
+        u = model.layout().wrap(model.pulled(params, self.x)) if self.torus else self._standard()
         w = model.white(params, u)
         r = times(w, params["C"])
         z = r * r
@@ -33,12 +30,27 @@ class FieldPass(WindowPass):
             known["a"] += params["c"][:, None, None]
         return known
 
+    def _standard(self) -> Array:
+        """u = (x - mean)/deviation."""
+        return (self.x - self.params["mean_v"]) / self.params["deviation"]
+
+    def _columns(self) -> FieldColumns | None:
+        """The quick way of images whose `fields` are not there yet, on the CPU."""
+        fresh = self._known is None and self._whole is None
+        if not fresh or self.torus or not is_one(self.beta) or is_gpu_array(self.x):
+            return None
+        params, model = self.params, self.model
+        return FieldColumns(params, model.layout(), model.units.shapes(params))
+
     def _own(self) -> Array:
         """1/σ²q, shape (1,)."""
         width = namespace(self.x).exp(-self.params["log_var"])
         return width / width.dtype.type(self.model.layout().coverage)
 
     def energy(self) -> Array:
+        columns = self._columns()
+        if columns is not None:
+            return columns.energies(self._standard())
         known, xp = self.known, namespace(self.x)
         w, z = known["w"], known["z"]
         wide = 0.5 * self._own().astype(np.float64) * (w * w).sum(axis=3, dtype=np.float64)
@@ -95,11 +107,9 @@ class FieldPass(WindowPass):
         return model.pulled(params, layout.fold(wide))
 
     def grad(self, weights: Array) -> Params:
-        fresh = self._known is None and not self.torus and is_one(self.beta)
-        if fresh and not is_gpu_array(self.x):
-            params, model = self.params, self.model
-            columns = FieldColumns(params, model.layout(), model.units.shapes(params))
-            return columns.grads((self.x - params["mean_v"]) / params["deviation"], weights)
+        columns = self._columns()
+        if columns is not None:
+            return columns.grads(self._standard(), weights)
         total: Params = {}
         for rows, part in self.parts():
             more = part._grad(weights[rows])
