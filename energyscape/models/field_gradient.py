@@ -92,7 +92,8 @@ class FieldColumns:
                 values = columns.values(field)
                 values *= each.reshape(-1, *[1] * (values.ndim - 2))
                 found[i] += outer(windows, field)
-                rates[i] += values[k:].sum(axis=tuple(range(1, values.ndim)), dtype=np.float64)
+                if self._level is not None:
+                    rates[i] += field[k:].sum(axis=(1, 2), dtype=np.float64)
         S, scale = self.params["S"], self._real(math.sqrt(2)) * self.shapes[:, None]
         grads = {
             "C": S @ found[:, :, :k] * scale,
@@ -249,5 +250,5 @@ def _by_frequency(gauss: Array, wave: Array) -> Array:
 
 
 def _by_image(values: Array) -> Array:
-    """Sums of (rows, n, …) over all but n, float64."""
-    return values.sum(axis=(0, *range(2, values.ndim)), dtype=np.float64)
+    """Sums of (rows, n, …) over all but n, float64; of rows in their own dtype, which streams."""
+    return values.sum(axis=0).sum(axis=tuple(range(1, values.ndim - 1)), dtype=np.float64)

@@ -24,8 +24,6 @@ from energyscape.backend import Array
 # OpenBLAS has kernels that copy nothing first for products (m×k)(k×n) with m k n up to a million:
 # 0.6 of the time of larger products for 24 filters of 5×5, 0.8 for 80 of 8×8.
 _SMALL = 1_000_000
-# Fewer columns than these do not pay.
-_FEWEST = 32
 
 
 class Columns:
@@ -210,7 +208,7 @@ def multiply(a: Array, columns: Array, out: Array) -> None:
     out : array, shape (m, groups, length)
         The last axis contiguous.
     """
-    for part, pieces in _cuts(columns.shape[2], a.size):
+    for part, pieces in _cuts(columns.shape[2], a.size, 32):
         given, found = (_pieces(values[:, :, part], pieces) for values in (columns, out))
         np.matmul(a, given, out=found)
 
@@ -218,17 +216,17 @@ def multiply(a: Array, columns: Array, out: Array) -> None:
 def outer(columns: Array, others: Array) -> Array:
     """columns @ others' over all groups, (rows, rows of the others), in such products too."""
     total = np.zeros((len(columns), len(others)), columns.dtype)
-    for part, pieces in _cuts(columns.shape[2], total.size):
+    for part, pieces in _cuts(columns.shape[2], total.size, 480):
         a, b = (_pieces(values[:, :, part], pieces) for values in (columns, others))
         total += (a @ b.swapaxes(2, 3)).sum(axis=(0, 1))
     return total
 
 
-def _cuts(length: int, size: int) -> list[tuple[slice, int]]:
-    """Parts of the columns, and of how many products each, whose other factor has ``size``
-    elements."""
+def _cuts(length: int, size: int, fewest: int) -> list[tuple[slice, int]]:
+    """Parts of the columns, and in how many products each is made whose other two lengths make
+    ``size``; with fewer columns than ``fewest`` these do not pay."""
     most = _SMALL // size
-    if most < _FEWEST:
+    if most < fewest:
         return [(slice(None), 1)]
     least = -(-length // most)
     pieces = next((count for count in range(least, 2 * least) if length % count == 0), least)
