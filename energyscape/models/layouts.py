@@ -98,10 +98,10 @@ class Layout:
         if not r:
             return x
         h, w = x.shape[1] - r, x.shape[2] - r
-        rows = x[:, :h].copy()
-        rows[:, :r] += x[:, h:]
-        out = rows[:, :, :w].copy()
-        out[:, :, :r] += rows[:, :, w:]
+        out = x[:, :h, :w].copy()
+        out[:, :r] += x[:, h:, :w]
+        out[:, :, :r] += x[:, :h, w:]
+        out[:, :r, :r] += x[:, h:, w:]
         return out
 
     # ------------------------------------------------------------ units of windows
@@ -149,9 +149,8 @@ class Tiles(Layout):
         out = namespace(rows).zeros(shape, rows.dtype)
         for i in range(self.sets):
             o = i * self.stride
-            part = rows[i].reshape(n, down, across, t, t, c).transpose(0, 1, 3, 2, 4, 5)
-            place = out[:, o : o + down * t, o : o + across * t]
-            place += part.reshape(n, down * t, across * t, c)
+            part = out[:, o : o + down * t, o : o + across * t].reshape(n, down, t, across, t, c)
+            part += rows[i].reshape(n, down, across, t, t, c).transpose(0, 1, 3, 2, 4, 5)
         return out
 
     def columns_of(self, shape: tuple[int, ...], dtype: Any) -> TileColumns:
