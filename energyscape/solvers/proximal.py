@@ -14,17 +14,19 @@ O'Donoghue, B., Candès, E. (2015). Adaptive restart for accelerated gradient sc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from energyscape.backend import Array, namespace, to_host
+from energyscape.backend import Array, is_gpu_array, namespace, to_host
 from energyscape.kernels import momentum_step, rectify
 from energyscape.solvers.duality import norm_gap
 from energyscape.solvers.quadratic import DirectRows, Gram, Rows
 
-# Iterations between checks, which cost a product each.
+# Iterations between checks, which cost passes, and a product where it is not the next step's.
 _EVERY = 10
 
 
@@ -99,15 +101,21 @@ def _descend(
     # v = y + (c - Gy)/L as one product and one sum.
     S = gram.G * real(-step)
     S.ravel()[:: m + 1] += real(1)
-    state = _State(xp.arange(n), h, h.copy(), xp.ones(n, rows.c.dtype), rows.c * real(step))
+    moves = _Moves(S, step, penalty, positive, accelerate)
+    by_codes = accelerate and hasattr(penalty, "threshold") and not is_gpu_array(h)
+    kind: Any = _Momentum if by_codes else _Ahead
+    state = kind.begin(h, rows.c * real(step))
     left, done = rows, 0
-    # Of codes of 0 and of the first step the residual tells all, without another product.
+    # Of codes of 0 the residual is known without a product.
     q, rest = rows.residual(gram, h) if start is not None else (rows.c.copy(), rows.squares)
-    ahead = q * real(step)
-    ahead += h
-    ahead -= state.b
-    gap = _distance(gram, rows, penalty, h, q, rest, positive)
     while True:
+        ahead = None
+        if by_codes or not accelerate or done == 0:
+            # hS from the check's product: where y is not h, `_Momentum` makes yS of it.
+            ahead = q * real(step)
+            ahead += state.h
+            ahead -= state.b
+        gap = _distance(gram, left, penalty, state.h, q, rest, positive)
         # The one wait for a device between checks: by number rows are picked without another.
         leave = to_host(gap <= tol) if done < max_iter else np.ones(len(gap), bool)
         if leave.any():
@@ -119,44 +127,129 @@ def _descend(
                 return found
             keep = xp.asarray(np.flatnonzero(~leave))
             state, left = state[keep], left[keep]
-            ahead = ahead[keep] if done == 0 else None
-        for _ in range(min(_EVERY, max_iter - done)):
-            v = state.y @ S if ahead is None else ahead
-            state.move(v, penalty, step, positive, accelerate)
-            ahead = None
-        done += min(_EVERY, max_iter - done)
-        gap = distance(gram, left, penalty, state.h, positive)
+            ahead = None if ahead is None else ahead[keep]
+        turns = min(_EVERY, max_iter - done)
+        state.advance(moves, ahead, done, turns)
+        done += turns
+        q, rest = left.residual(gram, state.h)
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """What the steps of all rows share: I - G/L, 1/L, and what codes pay."""
+
+    S: Array
+    step: float
+    penalty: Any
+    positive: bool
+    accelerate: bool
 
 
 @dataclass
 class _State:
-    """Rows that are not done: their numbers, codes, where the next step is taken, t of their
-    momentum, c/L."""
+    """Rows that are not done: their numbers, codes, c/L."""
 
     index: Array
     h: Array
-    y: Array
-    t: Array
     b: Array
 
-    def __getitem__(self, keep: Array) -> _State:
-        return _State(*(getattr(self, k)[keep] for k in ("index", "h", "y", "t", "b")))
+    def __getitem__(self, keep: Array) -> Any:
+        return type(self)(*(v[keep] for v in vars(self).values()))
 
-    def move(self, v: Array, penalty: Any, step: float, positive: bool, accelerate: bool) -> None:
-        """On from ``v`` + b, a step down the slope from y; ``v`` is used up."""
-        y = self.y
-        if accelerate and hasattr(penalty, "threshold"):
+
+@dataclass
+class _Ahead(_State):
+    """With where the next step is taken, and t of their momentum."""
+
+    y: Array
+    t: Array
+
+    @classmethod
+    def begin(cls, h: Array, b: Array) -> _Ahead:
+        xp = namespace(h)
+        return cls(xp.arange(len(h)), h, b, h.copy(), xp.ones(len(h), h.dtype))
+
+    def advance(self, moves: _Moves, ahead: Array, done: int, turns: int) -> None:
+        """``turns`` steps; ``ahead`` is yS where that is known, and is used up."""
+        for _ in range(turns):
+            self._move(moves, self.y @ moves.S if ahead is None else ahead)
+            ahead = None
+
+    def _move(self, moves: _Moves, v: Array) -> None:
+        y, penalty, step = self.y, moves.penalty, moves.step
+        if moves.accelerate and hasattr(penalty, "threshold"):
             theta = penalty.threshold(step)
-            self.h = momentum_step(v, self.b, self.h, y, self.t, theta, positive)
+            self.h = momentum_step(v, self.b, self.h, y, self.t, theta, moves.positive)
             return
         v += self.b
-        if positive:
+        if moves.positive:
             rectify(v, out=v)
         v = penalty.prox(v, step, y)
-        if accelerate:
+        if moves.accelerate:
             self.h = momentum_step(v, self.b, self.h, y, self.t, None)
         else:
             self.h = self.y = v
+
+
+@dataclass
+class _Momentum(_State):
+    """The same on a CPU where the penalty is a threshold, of products with codes alone: a check's
+    product is then also the next step's. With y = h + β(h - h_before)
+
+        yS = hS + β(hS - h_beforeS)
+
+    takes one pass more than y, and z is uphill where (β(h - h_before) - (z - h))'(z - h) > 0.
+    """
+
+    before: Array  # h_before S
+    moved: Array  # h - h_before
+    beta: Array
+    age: Array  # steps since the momentum began, less one
+
+    @classmethod
+    def begin(cls, h: Array, b: Array) -> _Momentum:
+        n, still = len(h), np.zeros_like(h)
+        beta, age = np.zeros(n, h.dtype), np.full(n, -1)
+        return cls(np.arange(n), h, b, still, still.copy(), beta, age)
+
+    def advance(self, moves: _Moves, ahead: Array, done: int, turns: int) -> None:
+        """``turns`` steps; ``ahead`` is hS, and is used up. No array is made but one."""
+        h, moved, v, spare = self.h, self.moved, self.before, np.empty_like(ahead)
+        theta, momenta = float(moves.penalty.threshold(moves.step)), _momenta(done + turns)
+        for i in range(turns):
+            if i:
+                np.matmul(h, moves.S, out=ahead)
+            np.subtract(ahead, v, out=v)
+            v *= self.beta[:, None]
+            v += ahead
+            v += self.b
+            if moves.positive:
+                v -= theta
+                rectify(v, out=v)
+            else:
+                v -= v.clip(-theta, theta, out=spare)
+            np.subtract(v, h, out=h)
+            self.beta *= np.vecdot(moved, h)
+            uphill = self.beta > np.vecdot(h, h)
+            self.age += 1
+            self.age[uphill] = 0
+            self.beta = momenta[self.age].astype(h.dtype)
+            h, moved, v, ahead, spare = v, h, ahead, spare, moved
+        self.h, self.moved, self.before = h, moved, v
+
+
+def _momenta(count: int) -> np.ndarray:
+    """At least ``count`` of FISTA's (t - 1)/t_next, from t = 1, t_next = (1 + √(1 + 4t²))/2 on."""
+    return _first_momenta(1 << count.bit_length())
+
+
+@lru_cache
+def _first_momenta(count: int) -> np.ndarray:
+    t, found = 1.0, []
+    for _ in range(count):
+        t, last = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * t * t)), t
+        found.append((last - 1.0) / t)
+    return np.array(found)
 
 
 def distance(
