@@ -115,10 +115,10 @@ def test_an_iteration_of_a_proximal_solver(
     D, x = (fake_cupy.asarray(rng.standard_normal(s).astype(np.float32)) for s in ((5, 8), (7, 5)))
     gram = Gram.of(D)
     rows = Rows.of(gram, x)
-    t = fake_cupy.ones(7, np.float32)
-    state = proximal._State(None, rows.c.copy(), rows.c.copy(), t, rows.c)
+    moves = proximal._Moves(gram.G, 0.1, penalty, False, accelerate)
+    state = proximal._Ahead.begin(rows.c.copy(), rows.c)
     standin.Counter.launches.clear()
-    state.move(state.y @ gram.G, penalty, 0.1, False, accelerate)
+    state.advance(moves, None, 0, 1)
     assert _launched() == wanted
 
 
