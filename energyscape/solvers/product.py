@@ -40,18 +40,21 @@ def simple_codes(h: Array, P: Array) -> Array:
 
 def factors_of(z: Array, c: Array, P: Array) -> Array:
     """The codes (c, l_1, ..., l_T) whose product is ``z``, given c; shape (n, n_what + t·m)."""
-    xp, w = namespace(z), c @ P
-    where = z / xp.where(_alive(w), w, 1)[:, None]
-    return xp.concatenate([c, where.reshape(len(z), -1)], axis=1)
+    where = z / _weights(c, P)[:, None]
+    return namespace(z).concatenate([c, where.reshape(len(z), -1)], axis=1)
 
 
 def next_what(z: Array, c: Array, P: Array, w: Array = None) -> Array:
     """A c of no more energy given ``z``, shape (n, n_what); the best where pools do not overlap.
-    ``w`` is P'c where the caller has it."""
-    xp, w = namespace(z), c @ P if w is None else w
-    share = z.sum(axis=1) / z.dtype.type(z.shape[1])
-    share /= xp.where(_alive(w), w * w, 1)
-    return c * xp.sqrt(share @ P.T)
+    ``z`` is 0 where P'c is; ``w`` is `_weights` where the caller has them."""
+    w = _weights(c, P) if w is None else w
+    share = z.sum(axis=1)
+    share /= w * w
+    found = share @ P.T
+    found /= z.shape[1]
+    namespace(z).sqrt(found, out=found)
+    found *= c
+    return found
 
 
 def equal_what(z: Array, P: Array, lam: float) -> Array:
@@ -129,10 +132,12 @@ def product_codes(
     return found
 
 
-def _alive(w: Array) -> Array:
-    """Codes whose P'c is not 0, nor so small that its square is: c of pools that overlap may fall
-    from step to step by a constant factor."""
-    return w > w.dtype.type(np.finfo(w.dtype).tiny ** 0.5)
+def _weights(c: Array, P: Array) -> Array:
+    """P'c, where it is so small that its square would be 0 the least for which it is not: c of
+    pools that overlap may fall from step to step by a constant factor. No code pays λ over that."""
+    w = c @ P
+    least = float(np.finfo(w.dtype).tiny) ** 0.5
+    return namespace(w).clip(w, least, math.inf, out=w)
 
 
 def _wide(values: Array) -> Array:
@@ -154,8 +159,9 @@ class _State:
         return _State(*(v[rows] for v in vars(self).values()))
 
     def put(self, rows: Array, other: _State) -> None:
-        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
-            mine[rows] = theirs
+        """What steps change; b stays."""
+        for name in ("z", "c", "gap", "n_iter"):
+            getattr(self, name)[rows] = getattr(other, name)
 
 
 @dataclass(frozen=True)
@@ -189,39 +195,44 @@ class _Steps:
             return state
         state.z = xp.zeros_like(b) if f is None else f
         state.c = equal_what(state.z, self.P, self.lam)
-        w = state.c @ self.P
-        for _ in range(_EVERY):
-            state.z = self.move(state, w)
+        cost, spare = self.cost(_weights(state.c, self.P)), xp.empty_like(b)
+        for i in range(_EVERY):
+            z, state.z = state.z, self.move(state, cost, spare)
+            spare = xp.empty_like(b) if i == 0 else z  # the first is the caller's
         return state
 
-    def move(self, state: _State, w: Array) -> Array:
-        """z after a step of the lasso whose weights c says, by ``w`` = P'c."""
-        z, xp = state.z, namespace(state.z)
-        v = (z.reshape(-1, z.shape[2]) @ self.S).reshape(z.shape)
-        v += state.b
-        alive = _alive(w)
-        cost = z.dtype.type(self.lam * self.step) / xp.where(alive, w, 1)
-        cost = xp.where(alive, cost, z.dtype.type(math.inf))  # which no code pays
-        v -= cost[:, None]
-        return rectify(v, out=v)
+    def cost(self, w: Array) -> Array:
+        """λ/(LP'c), what a step takes off each code; may be in the memory of ``w``."""
+        return w.dtype.type(self.lam * self.step) / w
+
+    def move(self, state: _State, cost: Array, out: Array) -> Array:
+        """z after a step of the lasso whose weights c says, in ``out``."""
+        flat = (-1, len(self.S))
+        namespace(out).matmul(state.z.reshape(flat), self.S, out=out.reshape(flat))
+        out += state.b
+        out -= cost[:, None]
+        return rectify(out, out=out)
 
 
 def _descend(steps: _Steps, state: _State, tol: float, max_iter: int) -> None:
     """Steps of z and of c in turn until all clips are done, in place."""
     xp, usual = namespace(state.z), _least(steps.lam)
+    scale = xp.abs(state.b).max(axis=(1, 2)).astype(np.float64)
+    scale = xp.where(scale > 0, scale, 1)
     index, now, done = xp.arange(len(state.z)), state[:], 0
+    now.z, spare = now.z.copy(), xp.empty_like(now.z)  # which take turns
     while len(index):
         turns = min(_EVERY, max_iter - done)
         for _ in range(turns):
             z, c = now.z, now.c
-            w = c @ steps.P
-            now.z = steps.move(now, w)
+            w = _weights(c, steps.P)
+            now.z, spare = steps.move(now, steps.cost(w), spare), z
             now.c = next_what(now.z, c, steps.P, w)
         done += turns
-        scale = xp.abs(now.b).max(axis=(1, 2)).astype(np.float64)
-        moved = xp.abs(now.z - z).max(axis=(1, 2)) / xp.where(scale > 0, scale, 1)
+        moved = xp.abs(xp.subtract(now.z, z, out=z)).max(axis=(1, 2)) / scale
         now.gap = xp.maximum(moved, xp.abs(now.c - c).max(axis=1) / usual).astype(np.float64)
         now.n_iter = now.n_iter + turns
         state.put(index, now)
         left = xp.flatnonzero(now.gap > tol) if done < max_iter else index[:0]
-        index, now = index[left], now[left]
+        if len(left) < len(index):
+            index, now, scale, spare = index[left], now[left], scale[left], spare[: len(left)]
