@@ -21,7 +21,7 @@ _NUMBERS = 1 << 18
 _PATIENCE = 200
 # Below this relative gap the rounding of float32 iterations shows: the rest is done in float64.
 _SINGLE = 1e-5
-# From here on gaps may be measured in float32 by D itself, without the rounding of D'D.
+# From here on gaps are measured in float32 by D itself, without the rounding of D'D.
 _COARSE = 1e-4
 
 
@@ -64,8 +64,8 @@ def sparse_codes(
 ) -> Codes:
     """argmin_h ½|x - Dh|² + p(h) + (α/2)|h - f|² of each row.
 
-    Rows leave the batch as they are done. In float32 every gap is measured once more, from the
-    residual x - Dh (in float64 below a tolerance of 1e-4), and rows that rounding keeps from the
+    Rows leave the batch as they are done. In float32 gaps are measured from the residual x - Dh
+    (below a tolerance of 1e-4 once more, in float64), and rows that rounding keeps from the
     tolerance are finished in float64.
 
     Parameters
@@ -106,7 +106,8 @@ def sparse_codes(
         f = None if prediction is None else prediction[part]
         h0 = None if start is None else start[part]
         near = max(tol, _SINGLE) if single else tol
-        codes = solve(gram, Rows.of(gram, x[part], f), penalty, start=h0, tol=near, **settings)
+        rows = Rows.of(gram, x[part], f, direct=single and tol >= _COARSE)
+        codes = solve(gram, rows, penalty, start=h0, tol=near, **settings)
         if single:
             _confirm(gram, x[part], f, penalty, codes, tol, solve, settings)
         found.h[part], found.gap[part], found.n_iter[part] = codes.h, codes.gap, codes.n_iter
@@ -123,17 +124,12 @@ def _confirm(
     solve: Callable[..., Codes],
     settings: dict[str, Any],
 ) -> None:
-    """Measure gaps by D itself, and finish in float64 what is not done."""
-    xp, wide = namespace(x), np.float64
-    fine = wide if tol < _COARSE else x.dtype
-    rows = DirectRows(
-        gram.D.astype(fine, copy=False),
-        gram.alpha,
-        x.astype(fine, copy=False),
-        None if f is None else f.astype(fine, copy=False),
-    )
-    positive = settings["positive"]
-    codes.gap = distance(gram, rows, penalty, codes.h.astype(fine, copy=False), positive)
+    """Measure gaps in float64 where float32 is too coarse, and finish what is not done in it."""
+    xp, wide, positive = namespace(x), np.float64, settings["positive"]
+    if tol < _COARSE:
+        g = None if f is None else f.astype(wide)
+        rows = DirectRows.of(gram.D.astype(wide), gram.alpha, x.astype(wide), g)
+        codes.gap = distance(gram, rows, penalty, codes.h.astype(wide), positive)
     late = xp.flatnonzero(codes.gap > tol)
     if not len(late):
         return

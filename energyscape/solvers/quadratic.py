@@ -57,6 +57,61 @@ class Gram:
 
 
 @dataclass(frozen=True)
+class DirectRows:
+    """Rows whose residuals are made by D and not by G: without its rounding, and for a few
+    residuals at less cost than G.
+
+    Attributes
+    ----------
+    D : array, shape (n_features, m)
+    alpha : float
+    x : array, shape (n, n_features)
+    f : array, shape (n, m), or None for 0
+    squares : array, shape (n,)
+        |x|² + α|f|².
+    """
+
+    D: Array
+    alpha: float
+    x: Array
+    f: Array
+    squares: Array
+
+    @classmethod
+    def of(cls, D: Array, alpha: float, x: Array, f: Array = None) -> DirectRows:
+        """The rows ``x``, with predictions ``f``, which do not matter at an ``alpha`` of 0."""
+        squares = _squares(x)
+        if alpha and f is not None:
+            squares += alpha * _squares(f)
+        return cls(D, alpha, x, f if alpha else None, squares)
+
+    def __getitem__(self, rows: Array) -> DirectRows:
+        f = None if self.f is None else self.f[rows]
+        return replace(self, x=self.x[rows], f=f, squares=self.squares[rows])
+
+    @property
+    def c(self) -> Array:
+        """D'x + αf."""
+        c = self.x @ self.D
+        if self.f is not None:
+            c += c.dtype.type(self.alpha) * self.f
+        return c
+
+    def residual(self, gram: Gram, h: Array) -> tuple[Array, Array]:
+        """As `Rows.residual`; ``gram`` is not looked at."""
+        rest = h @ self.D.T
+        namespace(h).subtract(self.x, rest, out=rest)
+        q, squares = rest @ self.D, _squares(rest)
+        if self.alpha:
+            away = -h if self.f is None else self.f - h
+            squares += self.alpha * _squares(away)
+            if self.alpha != 1:
+                away *= away.dtype.type(self.alpha)
+            q += away
+        return q, squares
+
+
+@dataclass(frozen=True)
 class Rows:
     """What differs from row to row.
 
@@ -66,28 +121,31 @@ class Rows:
         D'x + αf.
     squares : array, shape (n,)
         |x|² + α|f|².
+    direct : DirectRows, optional
+        What makes residuals, in place of G.
     """
 
     c: Array
     squares: Array
+    direct: DirectRows | None = None
 
     @classmethod
-    def of(cls, gram: Gram, x: Array, f: Array = None) -> Rows:
+    def of(cls, gram: Gram, x: Array, f: Array = None, direct: bool = False) -> Rows:
         """The rows ``x`` of shape (n, n_features), with predictions ``f`` of shape (n, m)."""
-        c, squares = x @ gram.D, _squares(x)
-        if gram.alpha and f is not None:
-            c += c.dtype.type(gram.alpha) * f
-            squares += gram.alpha * _squares(f)
-        return cls(c, squares)
+        rows = DirectRows.of(gram.D, gram.alpha, x, f)
+        return cls(rows.c, rows.squares, rows if direct else None)
 
     def __getitem__(self, rows: Array) -> Rows:
-        return replace(self, c=self.c[rows], squares=self.squares[rows])
+        direct = None if self.direct is None else self.direct[rows]
+        return Rows(self.c[rows], self.squares[rows], direct)
 
     def __len__(self) -> int:
         return len(self.c)
 
     def residual(self, gram: Gram, h: Array) -> tuple[Array, Array]:
         """q = c - Gh, shape (n, m), and |residual|², shape (n,), float64."""
+        if self.direct is not None:
+            return self.direct.residual(gram, h)
         q = h @ gram.G
         namespace(q).subtract(self.c, q, out=q)
         return q, self.rest(h, q)
@@ -97,43 +155,6 @@ class Rows:
         xp = namespace(h)
         inner = xp.einsum("ij,ij->i", h, self.c) + xp.einsum("ij,ij->i", h, q)
         return xp.maximum(self.squares - inner, 0.0)
-
-
-class DirectRows:
-    """The same of rows whose residuals are made by D and not by G: without its rounding, and for a
-    few residuals at less cost than G.
-
-    Parameters
-    ----------
-    D : array, shape (n_features, m)
-    alpha : float
-    x : array, shape (n, n_features)
-    f : array, shape (n, m), optional
-    """
-
-    def __init__(self, D: Array, alpha: float, x: Array, f: Array = None) -> None:
-        self._D, self._alpha, self._x = D, alpha, x
-        self._f = f if alpha else None
-        self.squares = _squares(x)
-        if self._f is not None:
-            self.squares += alpha * _squares(self._f)
-
-    @property
-    def c(self) -> Array:
-        """D'x + αf."""
-        c = self._x @ self._D
-        return c if self._f is None else c + c.dtype.type(self._alpha) * self._f
-
-    def residual(self, gram: Gram, h: Array) -> tuple[Array, Array]:
-        """As `Rows.residual`; ``gram`` is not looked at."""
-        rest = self._x - h @ self._D.T
-        q, squares = rest @ self._D, _squares(rest)
-        if self._alpha:
-            away = -h if self._f is None else self._f - h
-            squares += self._alpha * _squares(away)
-            away *= away.dtype.type(self._alpha)
-            q += away
-        return q, squares
 
 
 def largest_eigenvalue(G: Array) -> float:
