@@ -14,7 +14,6 @@ of 0 are a place to rest at: what is found is where descent leads from a lasso o
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,11 +132,11 @@ def product_codes(
 
 
 def _weights(c: Array, P: Array) -> Array:
-    """P'c, where it is so small that its square would be 0 the least for which it is not: c of
-    pools that overlap may fall from step to step by a constant factor. No code pays λ over that."""
+    """P'c, plus the least number whose square is not 0: c of pools that overlap may fall from step
+    to step by a constant factor. Divided by that, λ is more than any code pays."""
     w = c @ P
-    least = float(np.finfo(w.dtype).tiny) ** 0.5
-    return namespace(w).clip(w, least, math.inf, out=w)
+    w += float(np.finfo(w.dtype).tiny) ** 0.5
+    return w
 
 
 def _wide(values: Array) -> Array:
