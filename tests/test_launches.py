@@ -116,7 +116,7 @@ def test_an_iteration_of_a_proximal_solver(
     gram = Gram.of(D)
     rows = Rows.of(gram, x)
     moves = proximal._Moves(gram.G, 0.1, penalty, False, accelerate)
-    state = proximal._Ahead.begin(rows.c.copy(), rows.c)
+    state = proximal._Ahead.begin(rows.c.copy(), rows.c, 0.1)
     standin.Counter.launches.clear()
     state.advance(moves, None, 0, 1)
     assert _launched() == wanted

@@ -104,17 +104,16 @@ def _descend(
     moves = _Moves(S, step, penalty, positive, accelerate)
     by_codes = accelerate and hasattr(penalty, "threshold") and not is_gpu_array(h)
     kind: Any = _Momentum if by_codes else _Ahead
-    state = kind.begin(h, rows.c * real(step))
+    state = kind.begin(h, rows.c, step)
     left, done = rows, 0
     # Of codes of 0 the residual is known without a product.
     q, rest = rows.residual(gram, h) if start is not None else (rows.c.copy(), rows.squares)
     while True:
+        # Where a step from h goes, by the check's product: `_Momentum` makes that from y of it.
         ahead = None
         if by_codes or not accelerate or done == 0:
-            # hS from the check's product: where y is not h, `_Momentum` makes yS of it.
             ahead = q * real(step)
             ahead += state.h
-            ahead -= state.b
         gap = _distance(gram, left, penalty, state.h, q, rest, positive)
         # The one wait for a device between checks: by number rows are picked without another.
         leave = to_host(gap <= tol) if done < max_iter else np.ones(len(gap), bool)
@@ -147,11 +146,10 @@ class _Moves:
 
 @dataclass
 class _State:
-    """Rows that are not done: their numbers, codes, c/L."""
+    """Rows that are not done: their numbers and codes."""
 
     index: Array
     h: Array
-    b: Array
 
     def __getitem__(self, keep: Array) -> Any:
         return type(self)(*(v[keep] for v in vars(self).values()))
@@ -159,18 +157,21 @@ class _State:
 
 @dataclass
 class _Ahead(_State):
-    """With where the next step is taken, and t of their momentum."""
+    """With c/L, where the next step is taken, and t of their momentum."""
 
+    b: Array
     y: Array
     t: Array
 
     @classmethod
-    def begin(cls, h: Array, b: Array) -> _Ahead:
-        xp = namespace(h)
+    def begin(cls, h: Array, c: Array, step: float) -> _Ahead:
+        xp, b = namespace(h), c * c.dtype.type(step)
         return cls(xp.arange(len(h)), h, b, h.copy(), xp.ones(len(h), h.dtype))
 
     def advance(self, moves: _Moves, ahead: Array, done: int, turns: int) -> None:
-        """``turns`` steps; ``ahead`` is yS where that is known, and is used up."""
+        """``turns`` steps; ``ahead`` is yS + c/L where that is known, and is used up."""
+        if ahead is not None:
+            ahead -= self.b
         for _ in range(turns):
             self._move(moves, self.y @ moves.S if ahead is None else ahead)
             ahead = None
@@ -193,36 +194,37 @@ class _Ahead(_State):
 
 @dataclass
 class _Momentum(_State):
-    """The same on a CPU where the penalty is a threshold, of products with codes alone: a check's
-    product is then also the next step's. With y = h + β(h - h_before)
+    """The same on a CPU where the penalty is a threshold, of products with moves d = h - h_before:
 
-        yS = hS + β(hS - h_beforeS)
+        yS + c/L = a + β dS,    a = hS + c/L = a_before + dS
 
-    takes one pass more than y, and z is uphill where (β(h - h_before) - (z - h))'(z - h) > 0.
+    so that a check, which makes a anew, has made the next step's product as well. z is uphill where
+    (βd - (z - h))'(z - h) > 0.
     """
 
-    before: Array  # h_before S
-    moved: Array  # h - h_before
+    before: Array  # a_before
+    moved: Array  # d
     beta: Array
     age: Array  # steps since the momentum began, less one
 
     @classmethod
-    def begin(cls, h: Array, b: Array) -> _Momentum:
+    def begin(cls, h: Array, c: Array, step: float) -> _Momentum:
         n, still = len(h), np.zeros_like(h)
         beta, age = np.zeros(n, h.dtype), np.full(n, -1)
-        return cls(np.arange(n), h, b, still, still.copy(), beta, age)
+        return cls(np.arange(n), h, still, still.copy(), beta, age)
 
     def advance(self, moves: _Moves, ahead: Array, done: int, turns: int) -> None:
-        """``turns`` steps; ``ahead`` is hS, and is used up. No array is made but one."""
-        h, moved, v, spare = self.h, self.moved, self.before, np.empty_like(ahead)
-        theta, momenta = float(moves.penalty.threshold(moves.step)), _momenta(done + turns)
+        """``turns`` steps; ``ahead`` is a, and is used up."""
+        theta = float(moves.penalty.threshold(moves.step))
+        momenta = _momenta(done + turns).astype(self.h.dtype)
+        h, moved, spare = self.h, self.moved, np.empty_like(self.h)
+        v = np.subtract(ahead, self.before, out=self.before)
         for i in range(turns):
             if i:
-                np.matmul(h, moves.S, out=ahead)
-            np.subtract(ahead, v, out=v)
+                np.matmul(moved, moves.S, out=v)
+                ahead += v
             v *= self.beta[:, None]
             v += ahead
-            v += self.b
             if moves.positive:
                 v -= theta
                 rectify(v, out=v)
@@ -233,9 +235,9 @@ class _Momentum(_State):
             uphill = self.beta > np.vecdot(h, h)
             self.age += 1
             self.age[uphill] = 0
-            self.beta = momenta[self.age].astype(h.dtype)
-            h, moved, v, ahead, spare = v, h, ahead, spare, moved
-        self.h, self.moved, self.before = h, moved, v
+            self.beta = momenta[self.age]
+            h, moved, v = v, h, moved
+        self.h, self.moved, self.before = h, moved, ahead
 
 
 def _momenta(count: int) -> np.ndarray:
