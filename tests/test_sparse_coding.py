@@ -8,6 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import sparse_encode
 from sklearn.exceptions import ConvergenceWarning
 
+from energyscape.backend import is_gpu_array, to_host
 from energyscape.errors import CapabilityError
 from energyscape.models import PCA, SparseCoding
 from energyscape.models.dictionary import best_atoms, first_atoms, wasted, worst_rows
@@ -65,6 +66,21 @@ def test_each_atom_becomes_the_best_one_given_the_others():
         assert ((X - H @ other.T) ** 2).sum() >= best
     still = best_atoms(D, A, B, sweeps=2000)
     np.testing.assert_allclose(best_atoms(still, A, B), still, atol=1e-9)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_blocks_of_atoms_are_the_same_as_one_after_the_other(gpu, fake_cupy):
+    D, H, X = sums(n=12, m=40, rows=90)
+    H[:, [3, 16, 39]] = 0
+    A, B = H.T @ H, X.T @ H
+    wanted = D.copy()
+    for j in range(40):
+        way = B[:, j] - wanted @ A[:, j] + wanted[:, j] * A[j, j]
+        if A[j, j] > 0:
+            wanted[:, j] = way / np.linalg.norm(way)
+    moved = best_atoms(*(fake_cupy.asarray(v) if gpu else v for v in (D, A, B)))
+    assert is_gpu_array(moved) == gpu
+    np.testing.assert_allclose(to_host(moved) if gpu else moved, wanted, atol=1e-12)
 
 
 def test_atoms_that_no_code_uses_stay():
