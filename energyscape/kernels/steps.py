@@ -127,7 +127,7 @@ def momentum_step(
     if theta is not None:
         v += b
         soft_threshold(v, theta, positive, out=v)
-    moved = v - h
+    moved = np.subtract(v, h, out=h)
     y -= v
     before = np.where(np.einsum("ij,ij->i", y, moved) > 0, 1, t)
     t[...] = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * before * before))
