@@ -82,6 +82,22 @@ def test_the_gap_does_not_cancel_in_float32():
     assert relative.max() < 2e-6
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("predicted", [False, True])
+def test_residuals_by_the_dictionary_are_those_of_the_gram_matrix(alpha, predicted):
+    D, x = problem()
+    rng = np.random.default_rng(1)
+    h, f = rng.standard_normal((2, ROWS, M))
+    gram = Gram.of(D, alpha)
+    f = f if predicted else None
+    some = np.array([7, 2, 11])
+    for part in (slice(None), some):
+        one, other = Rows.of(gram, x, f)[part], Rows.of(gram, x, f, direct=True)[part]
+        np.testing.assert_array_equal(one.c, other.c)
+        for a, b in zip(one.residual(gram, h[part]), other.residual(gram, h[part]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_the_bound_of_the_largest_eigenvalue():
     for seed, dtype in ((0, np.float64), (1, np.float32)):
         A = np.random.default_rng(seed).standard_normal((30, 50)).astype(dtype)
