@@ -481,11 +481,12 @@ def test_units_that_go_together_do_not_inhibit_each_other() -> None:
 @each_penalty
 def test_the_device_gives_the_same(penalty: Any, cupy: Any) -> None:
     D, x = problem()
-    for dtype, near in ((np.float64, 1e-9), (np.float32, 1e-4)):
+    # Steps in float32 part by rounding: codes agree where both are as near the optimum as that.
+    for dtype, near, tol in ((np.float64, 1e-9, 1e-6), (np.float32, 1e-4, 1e-10)):
         here = (D.astype(dtype), x.astype(dtype))
         there = [cupy.asarray(a) for a in here]
         for positive in (False, True):
-            settings: dict[str, Any] = {"tol": 1e-6, "max_iter": 3000, "positive": positive}
+            settings: dict[str, Any] = {"tol": tol, "max_iter": 3000, "positive": positive}
             mine = sparse_codes(*here, penalty, **settings)
             yours = sparse_codes(*there, penalty, **settings)
             assert yours.h.dtype == dtype
