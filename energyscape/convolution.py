@@ -3,8 +3,9 @@
 y(n, i, j, k) = Σ_{a, b, c} x(n, i + a, j + b, c) f(k, a, b, c): the cross-correlation that machine
 learning calls a convolution (the filter is not turned round). It is linear in x and in f, so that
 the gradients are two more products of the same three arrays (LeCun et al., 1998). All three are one
-matrix product with the windows of the image as rows; pooling sums, averages or takes the largest
-over the blocks of a grid, one axis after the other.
+matrix product with the windows of the image as rows, on a CPU one for each column of places
+(`strips`); pooling sums, averages or takes the largest over the blocks of a grid, one axis after
+the other.
 
 References
 ----------
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from energyscape import strips
 from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.kernels import col2im, im2col
 from energyscape.sources import compute_dtype
@@ -35,7 +37,7 @@ _PLANES_AT_ONCE = 1 << 19  # elements
 def convolve(x: Array, filters: Array, mode: str = "valid") -> Array:
     """Responses of every filter at every place.
 
-    The windows are copied, fh · fw times the memory of ``x``: give many images in parts.
+    On a GPU the windows are copied, fh · fw times the memory of ``x``: give many images in parts.
 
     Parameters
     ----------
@@ -62,9 +64,12 @@ def convolve(x: Array, filters: Array, mode: str = "valid") -> Array:
         )
     # Sums of bytes would overflow.
     x, filters = (v.astype(compute_dtype(v.dtype), copy=False) for v in (x, filters))
-    rows, (n, h, w) = _columns(x, filters.shape[1:3], mode)
-    k = filters.shape[0]
-    return (rows @ filters.reshape(k, -1).T).reshape(n, h, w, k)
+    k, *size = filters.shape[:3]
+    places, before = _places(x, size, mode)
+    if not is_gpu_array(x):
+        return strips.correlate(_padded(x, size, mode), filters)
+    rows = im2col(x, size, before, places)
+    return (rows @ filters.reshape(k, -1).T).reshape(len(x), *places, k)
 
 
 def adjoint(y: Array, filters: Array, mode: str = "valid") -> Array:
@@ -88,8 +93,11 @@ def adjoint(y: Array, filters: Array, mode: str = "valid") -> Array:
         )
     (n, h, w, k), (fh, fw, c) = y.shape, filters.shape[1:]
     (top, bottom), (left, right) = _padding(mode, fh), _padding(mode, fw)
-    rows = (y.reshape(-1, k) @ filters.reshape(k, -1)).reshape(n, h * w, -1)
-    padded = overlap_add(rows, (fh, fw), (n, h + fh - 1, w + fw - 1, c))
+    if is_gpu_array(y):
+        rows = y.reshape(-1, k) @ filters.reshape(k, -1)
+        padded = col2im(rows, (n, h + fh - 1, w + fw - 1, c), (fh, fw), (1, 1), (h, w))
+    else:
+        padded = strips.spread(y, filters)
     return padded[:, top : h + fh - 1 - bottom, left : w + fw - 1 - right]
 
 
@@ -107,13 +115,15 @@ def filters_grad(x: Array, dy: Array, size: Pair, mode: str = "valid") -> Array:
     -------
     array, shape (k, fh, fw, c)
     """
-    rows, places = _columns(x, size, mode)
-    if dy.ndim != 4 or dy.shape[:3] != places:
+    places, before = _places(x, size, mode)
+    if dy.ndim != 4 or dy.shape[:3] != (len(x), *places):
         raise ValueError(
             f"filters of {size} at images of shape {x.shape} give {mode} responses of shape "
-            f"{(*places, 'k')}, got {dy.shape}"
+            f"{(len(x), *places, 'k')}, got {dy.shape}"
         )
-    k = dy.shape[3]
+    if not is_gpu_array(x):
+        return strips.slopes(_padded(x, size, mode), dy, size)
+    k, rows = dy.shape[3], im2col(x, size, before, places)
     return (dy.reshape(-1, k).T @ rows).reshape(k, *size, x.shape[3])
 
 
@@ -191,20 +201,21 @@ def _check_fit(size: Pair, sides: Pair, places: Pair) -> None:
         raise ValueError(f"windows of {fh}×{fw} do not fit into images of {h}×{w}")
 
 
-def _columns(x: Array, size: Pair, mode: str) -> tuple[Array, tuple[int, int, int]]:
-    """Windows as rows, and the (n, h', w') that they come from."""
-    (top, bottom), (left, right) = _padding(mode, size[0]), _padding(mode, size[1])
-    n, h, w, c = x.shape
-    if is_gpu_array(x):
-        places = top + h + bottom - size[0] + 1, left + w + right - size[1] + 1
-        _check_fit(size, (h, w), places)
-        return im2col(x, size, (top, left), places), (n, *places)
-    if top + bottom + left + right:
-        padded = np.zeros((n, top + h + bottom, left + w + right, c), x.dtype)
-        padded[:, top : top + h, left : left + w] = x
-        x = padded
-    found = windows(x, size)
-    return found.reshape(-1, size[0] * size[1] * x.shape[3]), found.shape[:3]
+def _places(x: Array, size: Pair, mode: str) -> tuple[Pair, Pair]:
+    """(h', w') of responses, and the zeros above and to the left of the images."""
+    sides, before = [], []
+    for side, length in zip(x.shape[1:3], size, strict=True):
+        first, last = _padding(mode, length)
+        sides.append(first + side + last - length + 1)
+        before.append(first)
+    _check_fit(size, x.shape[1:3], (sides[0], sides[1]))
+    return (sides[0], sides[1]), (before[0], before[1])
+
+
+def _padded(x: np.ndarray, size: Pair, mode: str) -> np.ndarray:
+    """Images with the zeros around them that filters reach."""
+    around = [(0, 0), *(_padding(mode, length) for length in size), (0, 0)]
+    return x if mode == "valid" else np.pad(x, around)
 
 
 def _padding(mode: str, length: int) -> Pair:

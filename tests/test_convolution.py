@@ -10,7 +10,7 @@ import pytest
 import standin
 from scipy.signal import correlate
 
-from energyscape import convolution
+from energyscape import convolution, strips
 from energyscape.backend import to_host
 from energyscape.convolution import (
     adjoint,
@@ -62,6 +62,29 @@ def test_the_adjoint_is_one(size: tuple[int, int], mode: str) -> None:
     # A negative control: the adjoint of turned filters is not that of these.
     wrong = adjoint(dy, filters[:, ::-1, ::-1], mode)
     assert size == (1, 1) or abs((x * wrong).sum() - product) > 1e-6 * scale
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("at_once", [1, 400, 10**9])
+def test_blocks_of_strips_do_not_change_products(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, dtype: Any
+) -> None:
+    """Products of windows, whether these are rows of one image, some images or all; some of the
+    blocks are shorter. Sums of 36, 72 and 175 products of order 1, which reach 50."""
+    monkeypatch.setattr(strips, "_FEWEST", 2)
+    for name in ("_STRIPS", "_MAPS", "_TABLES"):
+        monkeypatch.setattr(strips, name, at_once)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 7, 10, 3)).astype(dtype)
+    filters = rng.standard_normal((6, 3, 4, 3)).astype(dtype)
+    dy = rng.standard_normal((5, 5, 7, 6)).astype(dtype)
+    cut, atol = windows(x, (3, 4)), 1000 * np.finfo(dtype).eps
+    y, back, grad = convolve(x, filters), adjoint(dy, filters), filters_grad(x, dy, (3, 4))
+    assert y.dtype == back.dtype == grad.dtype == dtype
+    np.testing.assert_allclose(y, np.einsum("nijabc,kabc->nijk", cut, filters), atol=atol)
+    np.testing.assert_allclose(grad, np.einsum("nijabc,nijk->kabc", cut, dy), atol=atol)
+    rows = np.einsum("nijk,kabc->nijabc", dy, filters).reshape(5, 35, 36)
+    np.testing.assert_allclose(back, overlap_add(rows, (3, 4), x.shape), atol=atol)
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3), (5, 1)])

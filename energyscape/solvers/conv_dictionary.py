@@ -21,7 +21,6 @@ convolutional feature hierarchies for visual recognition. NIPS.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 
+from energyscape import strips
 from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.convolution import convolve, filters_grad
 from energyscape.kernels import col2im, im2col, matmul
@@ -88,9 +88,7 @@ class ConvDictionary(LaidFilters):
         sides, self.maps_shape = self.places, (*self.places, k)
         grow = int if boundary == "circular" else fast_length
         self.grid = grow(max(h, sides[0])), grow(max(w, sides[1]))
-        self._columns = namespace(filters).ascontiguousarray(filters.reshape(k, -1).T)
         self._wave: Array = None
-        self._room: dict[str, Array] = {}
 
     # ------------------------------------------------------------ D and D'
 
@@ -130,9 +128,12 @@ class ConvDictionary(LaidFilters):
 
     def slopes(self, x: Array, z: Array) -> Array:
         """The gradient of ⟨D z, x⟩ in the filters, summed over images: shape (k, fh, fw, c)."""
+        size = self.filters.shape[1:3]
+        if not is_gpu_array(x):
+            return filters_grad(self._framed(x), z, size)
         total = namespace(x).zeros_like(self.filters)
         for image, maps in zip(x, z, strict=True):  # windows take fh fw as much as an image
-            total += filters_grad(self._framed(image[None]), maps[None], self.filters.shape[1:3])
+            total += filters_grad(self._framed(image[None]), maps[None], size)
         return total
 
     def _framed(self, x: Array) -> Array:
@@ -157,12 +158,8 @@ class ConvDictionary(LaidFilters):
         """(images, rows of their maps) that stay in the cache if a place has ``width`` numbers:
         several whole images or rows of one; all at once on a GPU."""
         h, w, _ = self.maps_shape
-        most = n * h * w * width if is_gpu_array(self.filters) else _BLOCK
-        images = max(1, most // (h * w * width))
-        rows = h if images > 1 else max(1, min(h, most // (w * width)))
-        for first in range(0, n, images):
-            for top in range(0, h, rows):
-                yield slice(first, first + images), slice(top, min(h, top + rows))
+        most = n * h if is_gpu_array(self.filters) else _BLOCK // (w * width)
+        return strips.blocks(n, h, most)
 
     # ------------------------------------------------------------ what is known of D
 
@@ -210,81 +207,28 @@ class ConvDictionary(LaidFilters):
 
     # ------------------------------------------------------------ by windows
 
-    def _frame(self, n: int) -> tuple[Array, Array]:
-        """All pixels that filters reach, channels first, as rows (c, n, pixels) and as images
-        (c, n, h' + fh - 1, w' + fw - 1): one memory, zeros.
-
-        The first end beyond the last pixel by what rows of maps are shorter than rows of pixels.
-        """
-        (_, fh, fw, c), (h, w, _) = self.filters.shape, self.maps_shape
-        sides = h + fh - 1, w + fw - 1
-        flat = namespace(self.filters).zeros((c, n, sides[0] * sides[1] + fw - 1), self.dtype)
-        return flat, flat[:, :, : sides[0] * sides[1]].reshape(c, n, *sides)
-
-    def _space(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Memory that is kept: pages of new memory for every block cost as much as its product."""
-        size = math.prod(shape)
-        if name not in self._room or self._room[name].size < size:
-            self._room[name] = namespace(self.filters).empty(size, self.dtype)
-        return self._room[name][:size].reshape(shape)
-
     def _analyze_direct(self, x: Array, z: Array) -> None:
-        n, (_, fh, fw, c) = len(x), self.filters.shape
-        (h, w), (top, left) = self.image_shape, self.margins()
-        if is_gpu_array(x):
-            before = (top, left)
-            if self.boundary == "circular":
-                x, before = self._framed(x), (0, 0)
-            rows = im2col(x, (fh, fw), before, self.places)
-            matmul(rows, self._columns, out=z.reshape(len(rows), -1))
+        if not is_gpu_array(x):
+            strips.correlate(self._framed(x), self.filters, out=z)
             return
-        frame = self._frame(n)[1]
-        frame[:, :, top : top + h, left : left + w] = x.transpose(3, 0, 1, 2)
+        (_, fh, fw, _), before = self.filters.shape, self.margins()
         if self.boundary == "circular":
-            frame[:, :, h:] = frame[:, :, : fh - 1]
-            frame[:, :, :, w:] = frame[:, :, :, : fw - 1]
-        k, across = self.maps_shape[2], self.maps_shape[1]
-        for images, rows in self.blocks(n, len(self._columns)):
-            out = z[images, rows]
-            planes = self._space("planes", (fh, fw, c, *out.shape[:3]))
-            for a in range(fh):
-                part = frame[:, images, rows.start + a : rows.stop + a]
-                for b in range(fw):
-                    planes[a, b] = part[:, :, :, b : b + across]
-            windows = planes.reshape(len(self._columns), -1)
-            np.matmul(windows.T, self._columns, out=out.reshape(-1, k))
+            x, before = self._framed(x), (0, 0)
+        rows = im2col(x, (fh, fw), before, self.places)
+        matmul(rows, self.filters.reshape(len(self.filters), -1).T, out=z.reshape(len(rows), -1))
 
     def _synthesize_direct(self, z: Array) -> Array:
-        xp, n, (_, fh, fw, c) = namespace(z), len(z), self.filters.shape
-        (h, w), (top, left) = self.image_shape, self.margins()
-        k, across = self.maps_shape[2], self.maps_shape[1]
+        (k, fh, fw, c), (h, w), (top, left) = self.filters.shape, self.image_shape, self.margins()
         if is_gpu_array(z):
-            rows = matmul(z.reshape(-1, k), self._columns.T)
-            shape = n, self.places[0] + fh - 1, self.places[1] + fw - 1, c
+            rows = matmul(z.reshape(-1, k), self.filters.reshape(k, -1))
+            shape = len(z), self.places[0] + fh - 1, self.places[1] + fw - 1, c
             x = col2im(rows, shape, (fh, fw), (1, 1), self.places)
-            if self.boundary == "circular":
-                x[:, :, : fw - 1] += x[:, :, w:]
-                x[:, : fh - 1] += x[:, h:]
-            return xp.ascontiguousarray(x[:, top : top + h, left : left + w])
-        flat, frame = self._frame(n)
-        wide = frame.shape[3]
-        for images, rows in self.blocks(n, len(self._columns)):
-            given = z[images, rows]
-            # As long as rows of pixels: what a pixel of the filters adds is one piece of memory.
-            maps = self._space("maps", (*given.shape[:2], wide, k))
-            maps[:, :, :across], maps[:, :, across:] = given, 0
-            planes = self._space("planes", (fh, fw, c, len(given), given.shape[1] * wide))
-            xp.matmul(
-                self._columns, maps.reshape(-1, k).T, out=planes.reshape(len(self._columns), -1)
-            )
-            for a, b in itertools.product(range(fh), range(fw)):
-                first = (rows.start + a) * wide + b
-                flat[:, images, first : first + planes.shape[4]] += planes[a, b]
+        else:
+            x = strips.spread(z, self.filters)
         if self.boundary == "circular":
-            frame[:, :, :, : fw - 1] += frame[:, :, :, w:]
-            frame[:, :, : fh - 1] += frame[:, :, h:]
-        inside = frame[:, :, top : top + h, left : left + w]
-        return np.ascontiguousarray(inside.transpose(1, 2, 3, 0))
+            x[:, :, : fw - 1] += x[:, :, w:]
+            x[:, : fh - 1] += x[:, h:]
+        return namespace(z).ascontiguousarray(x[:, top : top + h, left : left + w])
 
     # ------------------------------------------------------------ by the DFT
 
