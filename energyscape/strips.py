@@ -23,6 +23,7 @@ __all__ = ["blocks", "correlate", "slopes", "spread"]
 # Numbers of strips, or of maps in front of them, that stay in the cache; products of fewer rows are
 # slow whatever the cache does.
 _STRIPS, _MAPS, _FEWEST = 1 << 17, 1 << 18, 32
+_CHANNELS = 4
 _TABLES = 1 << 17  # of slopes of single columns
 
 
@@ -64,21 +65,29 @@ def spread(maps: np.ndarray, filters: np.ndarray) -> np.ndarray:
     """
     (k, fh, fw, c), (n, h, w, _) = filters.shape, maps.shape
     wide, dtype = w + fw - 1, np.result_type(maps, filters)
-    table = filters.transpose(2, 0, 1, 3)[::-1].reshape(fw * k, fh * c)
     frame = np.zeros((n, h + fh - 1, wide, c), dtype)
     most = min(n * h, max(_FEWEST, _MAPS // ((wide + fw - 1) * k)))
-    padded, strips = (
-        np.zeros((most, wide + fw - 1, k), dtype),
-        np.empty((most, wide, fh * c), dtype),
-    )
+    padded = np.zeros((most, wide + fw - 1, k), dtype)
+    # With few channels one product for all rows of the filters, else one for each of them.
+    apart = c >= _CHANNELS
+    if apart:
+        table = filters.transpose(1, 2, 0, 3)[:, ::-1].reshape(fh, 1, fw * k, c)
+    else:
+        table = filters.transpose(2, 0, 1, 3)[::-1].reshape(1, 1, fw * k, fh * c)
+    strips = np.empty((len(table), most, wide, table.shape[3]), dtype)
     for images, rows in blocks(n, h, most):
         part = maps[images, rows]
         m = len(part) * part.shape[1]
         padded[:m, fw - 1 : wide] = part.reshape(m, w, k)
-        np.matmul(_by_column(padded[:m], fw), table, out=strips[:m].transpose(1, 0, 2))
-        found = strips[:m].reshape(*part.shape[:2], wide, fh, c)
+        np.matmul(_by_column(padded[:m], fw), table, out=strips[:, :m].transpose(0, 2, 1, 3))
+        found = strips[:, :m].reshape(len(table), *part.shape[:2], wide, -1)
         for a in range(fh):
-            frame[images, rows.start + a : rows.stop + a] += found[:, :, :, a]
+            below = frame[images, rows.start + a : rows.stop + a]
+            if apart:
+                below += found[a]
+                continue
+            for channel in range(c):  # long runs of one, not short ones of all
+                below[..., channel] += found[0, ..., a * c + channel]
     return frame
 
 

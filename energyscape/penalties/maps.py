@@ -115,10 +115,10 @@ class MapPools(BaseEstimator):
         """s of each place, shape (n, h, w)."""
         n, down, across, _ = z.shape
         P = self._period
-        squares = (z * z).reshape(n, down, across, P, P, -1).sum(axis=5)
-        s, w, before = squares.transpose(0, 1, 3, 2, 4), self._kernel(), (self.size - 1) // 2
-        s = s.reshape(n, down * P, across * P)
-        return self._spread(self._spread(s, w, before, 1), w, before, 2)
+        squares = (z * z).reshape(n, down, across, P, P, -1)
+        s = squares.sum(axis=5) if squares.shape[5] > 1 else squares[..., 0]
+        s = s.transpose(0, 1, 3, 2, 4).reshape(n, down * P, across * P)
+        return self._spread(s, self._kernel(), (self.size - 1) // 2)
 
     def _pull(self, z: Array) -> Array:
         """λ Σ_p w(q - p)/r_p of each place q, shape (n, h, w)."""
@@ -127,28 +127,28 @@ class MapPools(BaseEstimator):
         inverse = namespace(z).sqrt(r, out=r)
         namespace(z).divide(float(self.strength), r, out=inverse)
         # The adjoint: the kernel turned round.
-        w, before = self._kernel()[::-1], self.size - 1 - (self.size - 1) // 2
-        return self._spread(self._spread(inverse, w, before, 2), w, before, 1)
+        return self._spread(inverse, self._kernel()[::-1], self.size // 2)
 
-    def _spread(self, s: Array, w: list[float], before: int, axis: int) -> Array:
-        """Σ_d w[d] s[p + d - before] along an axis of (n, h, w)."""
-        xp, side, more = namespace(s), s.shape[axis], len(w) - 1
-        if not more:
-            return s * w[0]
-
-        def at(first: int) -> tuple[slice, ...]:
-            return (slice(None),) * axis + (slice(first, first + side),)
-
+    def _spread(self, s: Array, w: list[float], before: int) -> Array:
+        """Σ_{d, e} w[d] w[e] s[p + (d, e) - before] of (n, h, w)."""
+        xp, (n, *sides), more = namespace(s), s.shape, len(w) - 1
         if self._wraps:
-            wide = xp.take(s, xp.arange(-before, side + more - before) % side, axis=axis)
+            for axis, side in enumerate(sides, 1):
+                s = xp.take(s, xp.arange(-before, side + more - before) % side, axis=axis)
         else:
-            shape = (*s.shape[:axis], side + more, *s.shape[axis + 1 :])
-            wide = xp.zeros(shape, s.dtype)
-            wide[at(before)] = s
-        out = wide[at(0)] * w[0]
-        for d in range(1, len(w)):
-            out += wide[at(d)] * w[d]
-        return out
+            wide = xp.zeros((n, *(side + more for side in sides)), s.dtype)
+            wide[:, before : before + sides[0], before : before + sides[1]] = s
+            s = wide
+        for axis, side in enumerate(sides, 1):
+            parts = [s[(slice(None),) * axis + (slice(d, d + side),)] for d in range(len(w))]
+            if w == w[:1] * len(w):  # all alike: one multiplication
+                s = sum(parts[2:], parts[0] + parts[1]) if more else parts[0].copy()
+                s *= w[0]
+                continue
+            s = parts[0] * w[0]
+            for part, weight in zip(parts[1:], w[1:], strict=True):
+                s += part * weight
+        return s
 
     def _units(self, z: Array, values: Array) -> Array:
         """Values of places (n, h, w), one for every unit: the shape of z."""
@@ -156,4 +156,6 @@ class MapPools(BaseEstimator):
         P = self._period
         tiles = values.reshape(n, down, P, across, P).transpose(0, 1, 3, 2, 4)
         tiles = tiles.reshape(n, down, across, P * P, 1)
-        return namespace(z).repeat(tiles, k // (P * P), axis=4).reshape(z.shape)
+        if k > P * P:
+            tiles = namespace(z).repeat(tiles, k // (P * P), axis=4)
+        return tiles.reshape(z.shape)

@@ -143,6 +143,8 @@ class ConvDictionary(LaidFilters):
             x = xp.concatenate([x, x[:, : fh - 1]], axis=1)
             return xp.concatenate([x, x[:, :, : fw - 1]], axis=2)
         (top, left), (n, h, w, c) = self.margins(), x.shape
+        if not (top or left):
+            return x
         frame = xp.zeros((n, h + 2 * top, w + 2 * left, c), x.dtype)
         frame[:, top : top + h, left : left + w] = x
         return frame
@@ -184,14 +186,9 @@ class ConvDictionary(LaidFilters):
         vectors : array, shape (grid[0], grid[1] // 2 + 1, c, c), complex128
             In columns.
         """
-        xp, (_, fh, fw, c) = namespace(self.filters), self.filters.shape
+        xp, c = namespace(self.filters), self.filters.shape[3]
         # The correlations of channels over all filters; their DFT takes c² transforms, not k c.
-        channels = self.filters.astype(np.float64).transpose(3, 1, 2, 0)
-        table = convolve(channels, channels, "full").transpose(1, 2, 0, 3)
-        down = _waves(xp, self.grid[0], self.grid[0], fh)
-        across = _waves(xp, self.grid[1], self.grid[1] // 2 + 1, fw)
-        half = (down @ table.reshape(2 * fh - 1, -1)).reshape(-1, 2 * fw - 1, c * c)
-        power = xp.matmul(across, half).reshape(len(down), len(across), c, c)
+        power = powers(self.filters.transpose(3, 1, 2, 0), self.grid)
         if c == 1:
             return xp.maximum(xp.real(power)[..., 0], 0), xp.ones_like(power)
         values, vectors = xp.linalg.eigh(power)
@@ -298,6 +295,18 @@ def conjugate(wave: Array) -> Array:
 
 def fast_length(length: int) -> int:
     return int(scipy.fft.next_fast_len(int(length), real=True))
+
+
+def powers(filters: Array, grid: tuple[int, int]) -> Array:
+    """D'D of a torus, a k×k matrix for each frequency of `rfft2`; of ``filters`` with maps and
+    channels in each other's place, D D'. Shape (grid[0], grid[1] // 2 + 1, k, k), complex128."""
+    xp, (k, fh, fw, _) = namespace(filters), filters.shape
+    filters = filters.astype(np.float64)
+    table = convolve(filters, filters, "full").transpose(1, 2, 0, 3)
+    down = _waves(xp, grid[0], grid[0], fh)
+    across = _waves(xp, grid[1], grid[1] // 2 + 1, fw)
+    half = (down @ table.reshape(2 * fh - 1, -1)).reshape(-1, 2 * fw - 1, k * k)
+    return xp.matmul(across, half).reshape(len(down), len(across), k, k)
 
 
 def _waves(xp: Any, length: int, kept: int, size: int) -> Array:

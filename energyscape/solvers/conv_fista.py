@@ -91,13 +91,15 @@ def conv_fista(
     image = dictionary.synthesize(z)
     # On a CPU blocks go through the cache; on a GPU all of it is one launch, which looks one step
     # ahead: y_1 is z_1 already, so that t_1 is there.
-    t, advance = xp.ones(len(x)), _advance
+    moved, room, t = xp.zeros_like(z), xp.empty_like(z), xp.ones(len(x))
+    state: tuple[Array, ...] = z, moved, room, image, image, t
+    advance = _advance
     if is_gpu_array(z):
-        t, advance = xp.full(len(x), _SECOND, z.dtype), _advance_fused
-    state = z, z.copy(), image, image, t
+        state = z, z.copy(), image, image, xp.full(len(x), _SECOND, z.dtype)
+        advance = _advance_fused
     for i in range(max_iter + 1):
         if i % _CHECK_EVERY == 0 or i == max_iter:
-            keep = batch.leave(state[0], batch.x - state[2], last=i == max_iter)
+            keep = batch.leave(state[0], batch.x - state[-3], last=i == max_iter)
             if not len(batch.x):
                 break
             if keep is not None:
@@ -146,38 +148,38 @@ def _advance(
     step: float,
     positive: bool,
 ) -> tuple[Array, ...]:
-    """From (z_i, z_{i-1}, D z_i, D z_{i-1}, t_{i-1}) to the next."""
-    (z, old, image, old_image, t), x, lam = state, batch.x, batch.lam
+    """From (z_i, z_i - z_{i-1}, memory for z_{i+1}, D z_i, D z_{i-1}, t_{i-1}) to the next."""
+    z, moved, room, image, old_image, t = state
     xp, n = namespace(z), len(z)
     t_next = (1 + xp.sqrt(1 + 4 * t * t)) / 2
     momentum = ((t - 1) / t_next).astype(z.dtype)[:, None, None, None]
-    ahead = image - old_image
-    ahead *= momentum
-    ahead += image
-    uphill, shrink = xp.zeros(n), None
+    rest = old_image - image
+    rest *= momentum
+    rest -= image
+    rest += batch.x
+    rest *= step  # of images, which are smaller than maps
+    shrink = None
     if batch.penalty is not None:  # of whole maps, before they are cut into blocks
-        shrink = batch.penalty.shrinkage(z + momentum * (z - old), step)
-    slope = dictionary.analyze(dictionary.weighted(xp.subtract(x, ahead, out=ahead)))
-    for images, rows in dictionary.blocks(n, 4 * z.shape[3]):
-        now, before, q = (a[images, rows] for a in (z, old, slope))
-        y = now - before
-        y *= momentum[images]
+        shrink = batch.penalty.shrinkage(z + momentum * moved, step)
+    slope, uphill = dictionary.analyze(dictionary.weighted(rest), out=room), xp.zeros(n)
+    for images, rows in dictionary.blocks(n, 2 * z.shape[3]):
+        now, change, q = (a[images, rows] for a in (z, moved, slope))
+        y = change * momentum[images]
         y += now
-        q *= step
         if batch.alpha:
-            ahead = batch.prediction[images, rows] - y  # type: ignore[index]
-            ahead *= batch.alpha * step
-            q += ahead
+            pull = batch.prediction[images, rows] - y  # type: ignore[index]
+            pull *= batch.alpha * step
+            q += pull
         q += y
-        # z_{i+1} takes the place of z_{i-1}.
         if shrink is None:
-            soft_threshold(q, lam * step, positive, out=before)
+            soft_threshold(q, batch.lam * step, positive, out=q)
         else:
             if positive:
                 xp.maximum(q, 0, out=q)
-            xp.divide(q, shrink[images, rows], out=before)
-        y -= before
-        y *= xp.subtract(before, now, out=q)
+            q /= shrink[images, rows]
+        xp.subtract(q, now, out=change)
+        y -= q
+        y *= change
         uphill[images] += y.sum(axis=(1, 2, 3)).astype(np.float64)
     t_next = xp.where(uphill > 0, 1.0, t_next)
-    return old, z, dictionary.synthesize(old), image, t_next
+    return slope, moved, z, dictionary.synthesize(slope), image, t_next

@@ -82,7 +82,7 @@ class LaidFilters:
         """D z."""
         raise NotImplementedError
 
-    def analyze(self, x: Array) -> Array:
+    def analyze(self, x: Array, out: Array | None = None) -> Array:
         """D'x."""
         raise NotImplementedError
 
