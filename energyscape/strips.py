@@ -13,12 +13,13 @@ images of 64×64; 0.8, 0.6 and 0.7 for 64 at images of 256×256.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
+from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
-__all__ = ["blocks", "correlate", "slopes", "spread"]
+__all__ = ["WindowRows", "blocks", "correlate", "slopes", "spread"]
 
 # Numbers of strips, or of maps in front of them, that stay in the cache; products of fewer rows are
 # slow whatever the cache does.
@@ -113,6 +114,55 @@ def slopes(frame: np.ndarray, maps: np.ndarray, size: tuple[int, int]) -> np.nda
         for j in range(0, w, step):
             total += np.matmul(windows[j : j + step], given[j : j + step]).sum(axis=0)
     return total.reshape(fw, fh, c, k).transpose(3, 1, 0, 2)
+
+
+class WindowRows:
+    """All windows of images as rows of a matrix for products, most of which need no copies of them.
+
+    Parameters
+    ----------
+    x : array, shape (n, h, w, c)
+    size : (fh, fw)
+
+    Attributes
+    ----------
+    shape : (n · h' · w', fh · fw · c)
+    dtype
+    T : the transposed matrix, for products with arrays (n · h' · w', k)
+    """
+
+    def __init__(self, x: np.ndarray, size: tuple[int, int]) -> None:
+        self._x, self._size = x, size
+        self._places = len(x), *(side - f + 1 for side, f in zip(x.shape[1:3], size, strict=True))
+        self.shape = math.prod(self._places), math.prod(size) * x.shape[3]
+        self.dtype = x.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __matmul__(self, W: np.ndarray) -> np.ndarray:
+        filters = W.T.reshape(-1, *self._size, self._x.shape[3])
+        return correlate(self._x, filters).reshape(len(self), -1)
+
+    def __sub__(self, other: np.ndarray) -> np.ndarray:
+        found = sliding_window_view(self._x, self._size, axis=(1, 2))
+        return found.transpose(0, 1, 2, 4, 5, 3).reshape(self.shape) - other
+
+    @property
+    def T(self) -> _WindowColumns:
+        return _WindowColumns(self)
+
+
+class _WindowColumns:
+    """The windows in columns."""
+
+    def __init__(self, rows: WindowRows) -> None:
+        self._rows = rows
+
+    def __matmul__(self, y: np.ndarray) -> np.ndarray:
+        rows = self._rows
+        found = slopes(rows._x, y.reshape(*rows._places, -1), rows._size)
+        return found.reshape(-1, rows.shape[1]).T
 
 
 def blocks(n: int, h: int, most: int) -> Iterator[tuple[slice, slice]]:

@@ -87,6 +87,18 @@ def test_blocks_of_strips_do_not_change_products(
     np.testing.assert_allclose(back, overlap_add(rows, (3, 4), x.shape), atol=atol)
 
 
+def test_rows_of_windows_multiply_as_if_they_were_made() -> None:
+    """Sums of at most 60 products of numbers of order 1: rounding stays below 1e-12."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 7, 9, 3))
+    made, rows = windows(x, (2, 4)).reshape(-1, 24), strips.WindowRows(x, (2, 4))
+    W, y = rng.standard_normal((24, 5)), rng.standard_normal((len(made), 5))
+    assert rows.shape == made.shape and len(rows) == len(made) and rows.dtype == made.dtype
+    np.testing.assert_allclose(rows @ W, made @ W, atol=1e-12)
+    np.testing.assert_allclose(rows.T @ y, made.T @ y, atol=1e-12)
+    np.testing.assert_array_equal(rows - 2 * made, -made)
+
+
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3), (5, 1)])
 @pytest.mark.parametrize("at_once", [1, 1000, 10**9])
 def test_windows_add_up_where_they_lie(

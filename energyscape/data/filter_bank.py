@@ -28,6 +28,7 @@ from energyscape.backend import (
     Purpose,
     device_of,
     draw_seed,
+    is_gpu_array,
     namespace,
     stream,
     to_device,
@@ -41,6 +42,7 @@ from energyscape.models.inputs import as_images
 from energyscape.models.psd import PSD
 from energyscape.models.stacks import fitted_model
 from energyscape.registry import register
+from energyscape.strips import WindowRows
 from energyscape.verbs import Params, check_count
 
 __all__ = ["FilterBank"]
@@ -293,10 +295,12 @@ class FilterBank(Stage):
         like = next(iter(moved.values()))
         return {key: as_like(like, v) for key, v in model.params_.items() if key in GIVEN} | moved
 
-    def _rows(self, x: Array, inputs: np.ndarray) -> Array:
-        """All patches of some maps as rows."""
-        some = _chosen(x, inputs, 3)
-        found = windows(some, pair("size", self.size))
+    def _rows(self, x: Array, inputs: np.ndarray) -> Any:
+        """All patches of some maps as rows of a matrix."""
+        some, size = _chosen(x, inputs, 3), pair("size", self.size)
+        if not is_gpu_array(x):
+            return WindowRows(some, size)
+        found = windows(some, size)
         return found.reshape(-1, math.prod(found.shape[3:]))
 
     # ------------------------------------------------------------ attributes and files

@@ -112,10 +112,17 @@ class Pool(Stage):
                 index = xp.where(better, index.dtype.type(i), index)
                 best = xp.where(better, x[at], best)
             return best, (x.shape, index)
-        total = xp.zeros((len(x), *self.shape_out(x.shape[1:])), x.dtype)
-        for at in places:
-            total += x[at] if self.kind == "mean" else x[at] * x[at]
-        total /= x.dtype.type(len(places))
+        total = x if self.kind == "mean" else x * x
+        sizes, strides = self._sizes()
+        # Whole rows first: long runs, and what is left for columns is less.
+        for axis, more in enumerate(self.shape_out(x.shape[1:])[:2], 1):
+            size, stride = sizes[axis - 1], strides[axis - 1]
+            parts = [
+                total[(slice(None),) * axis + (slice(a, a + (more - 1) * stride + 1, stride),)]
+                for a in range(size)
+            ]
+            total = sum(parts[1:], parts[0])
+        total = total * x.dtype.type(1 / len(places))
         if self.kind == "l2":
             xp.sqrt(total, out=total)
             return total, (x, total)
@@ -154,6 +161,10 @@ class Pool(Stage):
     def _sums(self, shape: tuple[int, ...], part: Any, like: Array) -> Array:
         """Maps of ``shape`` in which ``part(i, where)`` is added at place i of all windows."""
         out = namespace(like).zeros(shape, like.dtype)
+        (sh, sw), (down, across) = self._sizes()
         for i, at in enumerate(self._places(shape[1:3])):
-            out[at] += part(i, at)
+            if sh <= down and sw <= across:  # nothing is there yet
+                out[at] = part(i, at)
+            else:
+                out[at] += part(i, at)
         return out

@@ -214,7 +214,9 @@ class Rectify(Stage):
     def backward(
         self, params: Params, cache: Any, dy: Array, need_dx: bool = True
     ) -> tuple[Params, Array]:
-        return {}, dy * namespace(dy).sign(cache)
+        dx = namespace(dy).sign(cache)
+        dx *= dy
+        return {}, dx
 
     def switches(self, cache: Any) -> tuple[Array, ...]:
         return (cache < 0,)

@@ -67,7 +67,7 @@ def soft_threshold(v: Array, theta: Any, positive: bool = False, out: Array = No
         np.maximum(off, -theta, out=off)
     else:
         off = xp.clip(v, -theta, theta)
-    return xp.subtract(v, off, out=out)
+    return xp.subtract(v, off, out=off if out is None else out)
 
 
 def rectify(v: Array, out: Array = None) -> Array:

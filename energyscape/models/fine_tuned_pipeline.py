@@ -14,6 +14,7 @@ architecture for object recognition? ICCV.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from energyscape.activations import Identity
-from energyscape.backend import Array, namespace, to_device
+from energyscape.backend import Array, is_gpu_array, namespace, to_device
 from energyscape.errors import CapabilityError
 from energyscape.layers import LayerPass
 from energyscape.models.inputs import as_images
@@ -35,27 +36,32 @@ from energyscape.sources import Rows
 from energyscape.trainers import Backpropagation
 from energyscape.verbs import Param, Params
 
+# Numbers of the maps of images that are worked on together: memory that is kept for the next
+# images is written to quicker than new memory.
+_AT_ONCE = 1 << 22
 _SOME = 100  # images that say how large responses are
 _STAGE = ("trainable", "feasible", "units", "forward", "backward")
 
 
 @dataclass(slots=True)
-class StagePass:
-    """One stage at a batch of maps.
+class StagesPass:
+    """All stages at a batch of maps, by parts that stay in the cache.
 
     Attributes
     ----------
     h : array, shape (n, ...)
-        What it gives.
-    params, cache
-        What it was given, and what its `backward` needs.
+        What the last one gives.
+    parts : list of lists
+        For each part what the `backward` of every stage needs.
+    params : list of dict
+        What each stage was given.
     mask : array of the shape of h, or None
         What `keep` was given.
     """
 
     h: Array
-    params: Params
-    cache: Any
+    parts: list[list[Any]]
+    params: list[Params]
     mask: Array = None
 
     def keep(self, mask: Array) -> None:
@@ -191,13 +197,13 @@ class FineTunedPipeline(LabelledModel):
 
     def _set_rates(self, params: Params, x: Array) -> None:
         """Units of all arrays; of the softmax one over the root mean square of its features."""
-        passes = self.network(params, x)
         x = self._maps(x)
-        for (name, step), made in zip(self.model_.steps, passes, strict=False):
-            found = step.units(made.params, x)
+        for name, step in self.model_.steps:
+            own = _under(params, name)
+            found = step.units(own, x)
             self._rates |= {f"{name}/{key}": value for key, value in found.items()}
-            x = made.h
-        square = float((passes[-1].x ** 2).mean(dtype=np.float64))
+            x = step.forward(own, x)[0]
+        square = float((x**2).mean(dtype=np.float64))
         self._rates["W"] = 1 / math.sqrt(square) if square > 0 else 1.0
 
     @staticmethod
@@ -235,33 +241,47 @@ class FineTunedPipeline(LabelledModel):
         return found
 
     def network(self, params: Params, x: Array, drop: Any = None) -> list[Any]:
-        """Passes of all stages, and of the softmax's layer; ``drop`` is shown the last stage."""
-        passes: list[Any] = []
-        x = self._maps(x)
-        for name, step in self.model_.steps:
-            own = _under(params, name)
-            x, cache = step.forward(own, x)
-            passes.append(StagePass(x, own, cache))
+        """Passes of all stages together, and of the softmax's layer; ``drop`` is shown the one of
+        the stages."""
+        x, steps = self._maps(x), self.model_.steps
+        own, tops, parts = [_under(params, name) for name, _ in steps], [], []
+        for rows in self._parts(x):
+            h, caches = x[rows], []
+            for (_, step), arrays in zip(steps, own, strict=True):
+                h, cache = step.forward(arrays, h)
+                caches.append(cache)
+            tops.append(h)
+            parts.append(caches)
+        made = StagesPass(namespace(x).concatenate(tops), parts, own)
         if drop is not None:
-            drop(passes[-1])
-            x = passes[-1].h
-        return [*passes, LayerPass(x.reshape(len(x), -1), params["W"], params["c"], Identity())]
+            drop(made)
+        rows = made.h.reshape(len(x), -1)
+        return [made, LayerPass(rows, params["W"], params["c"], Identity())]
 
     def network_grad(self, passes: list[Any], y: Array, scale: float) -> Params:
         """``scale`` times Σ_i ∂/∂θ [-log p(y_i|x_i)] by name."""
-        top = passes[-1].backward(label_slopes(passes[-1].h, y, scale))
+        made, layer = passes
+        top = layer.backward(label_slopes(layer.h, y, scale))
         grads: Params = {"W": top.W, "c": top.c}
-        dy = top.x.reshape(passes[-2].h.shape)
-        if passes[-2].mask is not None:
-            dy = dy * passes[-2].mask
+        back = top.x.reshape(made.h.shape)
+        if made.mask is not None:
+            back = back * made.mask
         steps = self.model_.steps
         lowest = min((i for i, (_, s) in enumerate(steps) if s.trainable()), default=len(steps))
-        for i in reversed(range(lowest, len(steps))):
-            name, step = steps[i]
-            made = passes[i]
-            own, dy = step.backward(made.params, made.cache, dy, need_dx=i > lowest)
-            grads |= {f"{name}/{key}": value for key, value in own.items()}
+        for rows, caches in zip(self._parts(back), made.parts, strict=True):
+            dy = back[rows]
+            for i in reversed(range(lowest, len(steps))):
+                name, step = steps[i]
+                own, dy = step.backward(made.params[i], caches[i], dy, need_dx=i > lowest)
+                for key, value in own.items():
+                    key = f"{name}/{key}"
+                    grads[key] = grads[key] + value if key in grads else value
         return grads
+
+    def _parts(self, x: Array) -> Iterator[slice]:
+        """Images whose maps stay in the cache; on a GPU all of them."""
+        step = len(x) if is_gpu_array(x) else max(1, _AT_ONCE // self.row_numbers())
+        return (slice(first, first + step) for first in range(0, max(1, len(x)), max(1, step)))
 
     # ------------------------------------------------------------ using it
 
