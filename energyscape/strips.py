@@ -52,20 +52,22 @@ def correlate(frame: np.ndarray, filters: np.ndarray, out: np.ndarray | None = N
     return out
 
 
-def spread(maps: np.ndarray, filters: np.ndarray) -> np.ndarray:
+def spread(maps: np.ndarray, filters: np.ndarray, wraps: bool = False) -> np.ndarray:
     """The adjoint of `correlate`: filters times their numbers, added up where they lie.
 
     Parameters
     ----------
     maps : array, shape (n, h', w', k)
     filters : array, shape (k, fh, fw, c)
+    wraps : bool, default False
+        Whether rows are circles of w' >= fw - 1 pixels.
 
     Returns
     -------
-    array, shape (n, h' + fh - 1, w' + fw - 1, c)
+    array, shape (n, h' + fh - 1, w' + fw - 1, c); (n, h' + fh - 1, w', c) if ``wraps``
     """
     (k, fh, fw, c), (n, h, w, _) = filters.shape, maps.shape
-    wide, dtype = w + fw - 1, np.result_type(maps, filters)
+    wide, dtype = w if wraps else w + fw - 1, np.result_type(maps, filters)
     frame = np.zeros((n, h + fh - 1, wide, c), dtype)
     most = min(n * h, max(_FEWEST, _MAPS // ((wide + fw - 1) * k)))
     padded = np.zeros((most, wide + fw - 1, k), dtype)
@@ -79,7 +81,9 @@ def spread(maps: np.ndarray, filters: np.ndarray) -> np.ndarray:
     for images, rows in blocks(n, h, most):
         part = maps[images, rows]
         m = len(part) * part.shape[1]
-        padded[:m, fw - 1 : wide] = part.reshape(m, w, k)
+        padded[:m, fw - 1 : fw - 1 + w] = part.reshape(m, w, k)
+        if wraps:
+            padded[:m, : fw - 1] = padded[:m, w:]
         np.matmul(_by_column(padded[:m], fw), table, out=strips[:, :m].transpose(0, 2, 1, 3))
         found = strips[:, :m].reshape(len(table), *part.shape[:2], wide, -1)
         for a in range(fh):

@@ -8,7 +8,8 @@
 On a torus D D' is a c×c matrix per frequency (one number for grey images: the Sherman–Morrison
 formula of Wohlberg, Woodbury's for colours), so that only images, not the k maps, go through the
 DFT; D and D' are the products of the dictionary. As u = clip(w, -θ, θ) and y = w - u for
-w = y_before + u, the state is w alone, and w += a (D'(ρ + D D')⁻¹ (s - D v) - u).
+w = y_before + u, the state is w alone, and w += a (D'(ρ + D D')⁻¹ (s - D v) - u). It is kept in
+units of θ, where to clip needs numbers alone, and images take the factors, which are smaller.
 
 A dictionary of another boundary is a part of a circular one (`conv_dictionary`). Codes that it does
 not have are 0 in y. Pixels that it does not have, or that weigh m < 1, need a second split, that of
@@ -27,6 +28,7 @@ Wohlberg, B. (2017). ADMM penalty parameter selection by residual balancing. arX
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -136,7 +138,8 @@ class TorusSolver:
 
 
 class _State:
-    """w, ρ and what else moves, on the torus, for the images that are left."""
+    """w in units of θ, v = w - 2u, ρ and what else moves, on the torus, for the images that are
+    left."""
 
     def __init__(
         self, dictionary: ConvDictionary, x: Array, lam: float, z: Array, positive: bool
@@ -156,56 +159,70 @@ class _State:
         # Multipliers as they are at a solution: u₀ = m ⊙ (D z - x), ρ u = -D' of it.
         self.w0 = self.torus.synthesize(self.w) - self.image
         slope = self.w0 if self.weights is None else self.w0 * self.weights
-        self.work = self.torus.analyze(slope * _spread(-1 / self.rho, x.dtype))
-        self.w += self._dual(self.work, self._theta(), 0)
+        self.w *= _spread(self.rho / lam, x.dtype)
+        self.v = self.torus.analyze(slope * (-1 / lam))
+        self.w += self._dual(self.v, 0)
         self.w0 = self.w0 + slope
+        self._reflect()
 
     def codes(self) -> Array:
         """y, where the dictionary has codes."""
         h, w = self.maps
         found = self.w[:, :h, :w]
-        return found - self._dual(self.w, self._theta(), 0)[:, :h, :w]
+        found = found - self._dual(self.w, 0)[:, :h, :w]
+        found *= _spread(self.lam / self.rho, found.dtype)
+        return found
 
     def keep(self, places: Array) -> None:
         """Go on with some of the images."""
-        self.rho, self.image, self.w, self.w0, self.work = (
-            a[places] for a in (self.rho, self.image, self.w, self.w0, self.work)
+        self.rho, self.image, self.w, self.w0, self.v = (
+            a[places] for a in (self.rho, self.image, self.w, self.w0, self.v)
         )
 
     def advance(self, balance: bool) -> None:
         """One iteration; ρ is changed too if ``balance``."""
-        theta, width = self._theta(), 4 * self.torus.maps_shape[2]
-        for images, rows in self.torus.blocks(len(self.w), width):
-            w = self.w[images, rows]
-            u = self._dual(w, theta[images], rows.start)
-            u *= -2
-            u += w
-            self.work[images, rows] = u
-        step = self.torus.analyze(self._residual(self.torus.synthesize(self.work)), out=self.work)
-        norms = namespace(theta).zeros((4, len(theta)))
-        for images, rows in self.torus.blocks(len(self.w), width):
+        reflected = self.torus.synthesize(self.v)
+        reflected *= _spread(self.lam / self.rho, reflected.dtype)
+        rest = self._residual(reflected)
+        rest *= _spread(self.rho / self.lam, rest.dtype)
+        step = self.torus.analyze(rest, out=self.v)
+        norms = namespace(step).zeros((4, len(step)))
+        for images, rows in self._blocks():
             w, g = self.w[images, rows], step[images, rows]
-            u = self._dual(w, theta[images], rows.start)
+            u = self._dual(w, rows.start)
             y = w - u if balance else None
             g -= u
             if balance:
                 norms[:3, images] += _squares(g, u, y)
             g *= _RELAXATION
             w += g
+            u = self._dual(w, rows.start, out=u)
             if balance:
                 y -= w
-                y += self._dual(w, theta[images], rows.start)
+                y += u
                 norms[3:, images] += _squares(y)
+            else:  # as `_reflect`, while they are in the cache
+                namespace(u).multiply(u, -2, out=g)
+                g += w
         if balance:
             self._balance(norms)
+            self._reflect()
 
-    def _theta(self) -> Array:
-        return _spread(self.lam / self.rho, self.w.dtype)
+    def _reflect(self) -> None:
+        for images, rows in self._blocks():
+            w, v = self.w[images, rows], self.v[images, rows]
+            u = self._dual(w, rows.start)
+            u *= -2
+            u += w
+            v[...] = u
 
-    def _dual(self, w: Array, theta: Array, top: int) -> Array:
+    def _blocks(self) -> Iterator[tuple[slice, slice]]:
+        return self.torus.blocks(len(self.w), 2 * self.torus.maps_shape[2])
+
+    def _dual(self, w: Array, top: int, out: Array = None) -> Array:
         """u of rows from ``top`` on: what shrinkage takes off, all where there is no code."""
-        xp, (h, across) = namespace(w), self.maps
-        u = xp.minimum(w, theta) if self.positive else xp.clip(w, -theta, theta)
+        h, across = self.maps
+        u = namespace(w).clip(w, -np.inf if self.positive else -1, 1, out=out)
         if w.shape[2] > across:
             u[:, :, across:] = w[:, :, across:]
         first = max(0, h - top)
@@ -239,9 +256,10 @@ class _State:
         ratio = xp.where(known, ratio / _RATIO, 1.0)
         factor = xp.clip(xp.sqrt(ratio), 1 / _LARGEST_CHANGE, _LARGEST_CHANGE)
         factor = xp.where((factor > _BALANCED) | (factor < 1 / _BALANCED), factor, 1.0)
-        # y stays; of w the multipliers are what changes with ρ.
-        change = _spread(1 / factor - 1, self.w.dtype)
-        self.w += self._dual(self.w, self._theta(), 0) * change
+        # y stays, and u in units of θ.
+        y = self.w - self._dual(self.w, 0)
+        y *= _spread(factor - 1, y.dtype)
+        self.w += y
         self.rho = self.rho * factor
 
 

@@ -220,10 +220,11 @@ class ConvDictionary(LaidFilters):
             rows = matmul(z.reshape(-1, k), self.filters.reshape(k, -1))
             shape = len(z), self.places[0] + fh - 1, self.places[1] + fw - 1, c
             x = col2im(rows, shape, (fh, fw), (1, 1), self.places)
+            if self.boundary == "circular":
+                x[:, :, : fw - 1] += x[:, :, w:]
         else:
-            x = strips.spread(z, self.filters)
+            x = strips.spread(z, self.filters, wraps=self.boundary == "circular")
         if self.boundary == "circular":
-            x[:, :, : fw - 1] += x[:, :, w:]
             x[:, : fh - 1] += x[:, h:]
         return namespace(z).ascontiguousarray(x[:, top : top + h, left : left + w])
 
