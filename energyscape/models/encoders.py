@@ -137,11 +137,12 @@ class AffineEncoder(Encoder):
         return spread, xp.zeros_like(spread)
 
     def code(self, params: Params, u: Array) -> Array:
-        """f(u), a new array or ``u`` itself."""
+        """f(u), a new array or ``u`` itself, which may hold something else afterwards."""
         raise NotImplementedError
 
     def slopes(self, params: Params, u: Array, dh: Array) -> tuple[Array, Params]:
-        """The derivative of the loss in u, and gradients of what else f has."""
+        """The derivative of the loss in u, which is as `code` left it, and gradients of what else
+        f has."""
         raise NotImplementedError
 
     def forward(self, params: Params, x: Array, positive: bool = False) -> tuple[Array, Any]:
@@ -262,11 +263,11 @@ class ShrinkEncoder(AffineEncoder):
         return {"theta": reflected(params["theta"])}
 
     def code(self, params: Params, u: Array) -> Array:
-        return soft_threshold(u, params["theta"])
+        return soft_threshold(u, params["theta"], out=u)
 
     def slopes(self, params: Params, u: Array, dh: Array) -> tuple[Array, Params]:
-        # On either side of the dead zone, without signs, which are slow to tell.
-        du, below = dh * (u > params["theta"]), dh * (u < -params["theta"])
+        # ``u`` is f by now: on either side of the dead zone, without signs, which are slow to tell.
+        du, below = dh * (u > 0), dh * (u < 0)
         by_theta = total(below) - total(du)
         du += below
         return du, {"theta": by_theta}

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import lru_cache
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -105,11 +106,9 @@ class MapPools(BaseEstimator):
     def _delta(self) -> float:
         return float(self.epsilon) * float(self.strength)
 
-    def _kernel(self) -> list[float]:
+    def _kernel(self) -> tuple[float, ...]:
         """w_1, from (size - 1)//2 before a place on; Σ w_1 = 1."""
-        d = np.arange(self.size) - (self.size - 1) / 2
-        w = np.ones(self.size) if self.sigma is None else np.exp(-(d**2) / (2 * self.sigma**2))
-        return [float(v) for v in w / w.sum()]
+        return _weights(self.size, self.sigma)
 
     def _around(self, z: Array) -> Array:
         """s of each place, shape (n, h, w)."""
@@ -129,7 +128,7 @@ class MapPools(BaseEstimator):
         # The adjoint: the kernel turned round.
         return self._spread(inverse, self._kernel()[::-1], self.size // 2)
 
-    def _spread(self, s: Array, w: list[float], before: int) -> Array:
+    def _spread(self, s: Array, w: tuple[float, ...], before: int) -> Array:
         """Σ_{d, e} w[d] w[e] s[p + (d, e) - before] of (n, h, w)."""
         xp, (n, *sides), more = namespace(s), s.shape, len(w) - 1
         if self._wraps:
@@ -159,3 +158,10 @@ class MapPools(BaseEstimator):
         if k > P * P:
             tiles = namespace(z).repeat(tiles, k // (P * P), axis=4)
         return tiles.reshape(z.shape)
+
+
+@lru_cache
+def _weights(size: int, sigma: float | None) -> tuple[float, ...]:
+    d = np.arange(size) - (size - 1) / 2
+    w = np.ones(size) if sigma is None else np.exp(-(d**2) / (2 * sigma**2))
+    return tuple(float(v) for v in w / w.sum())
