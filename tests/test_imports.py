@@ -25,7 +25,7 @@ LAYERS = [
     "registry workers precision",
     "kernels io sources",
     "verbs",
-    "activations pools strips",
+    "activations pools strips tiles",
     "layers convolution corruptions",
     "penalties losses embeddings optim",
     "solvers samplers",

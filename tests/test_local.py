@@ -28,7 +28,8 @@ from energyscape.solvers.conv_dictionary import ConvDictionary
 from energyscape.solvers.conv_fista import conv_fista
 from energyscape.solvers.encode import sparse_codes
 from energyscape.solvers.laid_filters import BOUNDARIES
-from energyscape.solvers.local_dictionary import LocalDictionary, tiled, untiled
+from energyscape.solvers.local_dictionary import LocalDictionary
+from energyscape.tiles import tiled, untiled
 from energyscape.trainers import EnergyLoss
 
 each_boundary = pytest.mark.parametrize("boundary", BOUNDARIES)

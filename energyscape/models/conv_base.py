@@ -35,8 +35,9 @@ from energyscape.solvers.conv_dictionary import ConvDictionary
 from energyscape.solvers.conv_fista import conv_fista
 from energyscape.solvers.encode import Codes
 from energyscape.solvers.laid_filters import BOUNDARIES, longer
-from energyscape.solvers.local_dictionary import LocalDictionary, tiled, untiled
+from energyscape.solvers.local_dictionary import LocalDictionary
 from energyscape.sources import joined
+from energyscape.tiles import tiled, untiled
 from energyscape.verbs import Params, as_column
 
 _SPARSITY = 0.2
@@ -63,7 +64,7 @@ class ConvSparseModel(ImageFace, SparseModel):
     boundary: str
     mask: bool
     # Filters are each place's own, and the same again a period on; 1 is convolution. Codes are then
-    # maps of tiles (`solvers.local_dictionary.tiled`).
+    # maps of tiles (`tiles.tiled`).
     period = 1
 
     # ------------------------------------------------------------ settings

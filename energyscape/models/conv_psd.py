@@ -23,7 +23,7 @@ from energyscape.models.conv_filters import correlations
 from energyscape.models.psd import PSD
 from energyscape.registry import register
 from energyscape.solvers.laid_filters import Batch
-from energyscape.solvers.local_dictionary import untiled
+from energyscape.tiles import untiled
 from energyscape.trainers import EnergyLoss
 from energyscape.verbs import Params
 

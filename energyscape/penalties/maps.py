@@ -26,6 +26,7 @@ from sklearn.base import BaseEstimator
 from energyscape.backend import Array, namespace
 from energyscape.penalties.base import check_strength
 from energyscape.registry import register
+from energyscape.tiles import tiled, untiled
 from energyscape.verbs import check_count
 
 
@@ -77,7 +78,7 @@ class MapPools(BaseEstimator):
 
     def at(self, wraps: bool = False, period: int = 1) -> MapPools:
         """The same for maps that are tori, or whose places lie in tiles of ``period`` as
-        `energyscape.solvers.local_dictionary.tiled` gives them. Maps are 0 beyond an edge."""
+        `energyscape.tiles.tiled` gives them. Maps are 0 beyond an edge."""
         other = copy.copy(self)
         other._wraps, other._period = wraps, period
         return other
@@ -113,10 +114,10 @@ class MapPools(BaseEstimator):
     def _around(self, z: Array) -> Array:
         """s of each place, shape (n, h, w)."""
         n, down, across, _ = z.shape
-        P = self._period
-        squares = (z * z).reshape(n, down, across, P, P, -1)
-        s = squares.sum(axis=5) if squares.shape[5] > 1 else squares[..., 0]
-        s = s.transpose(0, 1, 3, 2, 4).reshape(n, down * P, across * P)
+        squares, units = z * z, z.shape[3] // self._period**2
+        if units > 1:
+            squares = squares.reshape(n, down, across, -1, units).sum(axis=4)
+        s = untiled(squares, self._period)[..., 0]
         return self._spread(s, self._kernel(), (self.size - 1) // 2)
 
     def _pull(self, z: Array) -> Array:
@@ -151,13 +152,10 @@ class MapPools(BaseEstimator):
 
     def _units(self, z: Array, values: Array) -> Array:
         """Values of places (n, h, w), one for every unit: the shape of z."""
-        n, down, across, k = z.shape
-        P = self._period
-        tiles = values.reshape(n, down, P, across, P).transpose(0, 1, 3, 2, 4)
-        tiles = tiles.reshape(n, down, across, P * P, 1)
-        if k > P * P:
-            tiles = namespace(z).repeat(tiles, k // (P * P), axis=4)
-        return tiles.reshape(z.shape)
+        tiles, units = tiled(values[..., None], self._period), z.shape[3] // self._period**2
+        if units > 1:
+            tiles = namespace(z).repeat(tiles, units, axis=3)
+        return tiles
 
 
 @lru_cache

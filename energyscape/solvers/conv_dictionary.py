@@ -36,12 +36,12 @@ from energyscape.solvers.laid_filters import LaidFilters
 
 __all__ = ["ConvDictionary"]
 
-# So many elements of windows or maps stay in the cache.
+# So many elements of maps stay in the cache.
 _BLOCK = 1 << 18
 # Filters of more pixels go through the DFT. Time of D and D' by windows over that by the DFT, of 64
-# filters on 256×256 in float32, one thread: 0.5 for 8×8 (0.9 with 3 channels), 1.05 for 12×12, 3
-# for 16×16.
-_LARGEST_DIRECT = 100
+# filters on 256×256 in float32, one thread: 0.37 for 8×8 (0.55 with 3 channels), 0.78 for 12×12
+# (1.13), 1.13 for 16×16.
+_LARGEST_DIRECT = 150
 # On a GPU a model says when, not yet a measurement: products at so many operations in the time of a
 # byte of memory (13 of an A100 in float32, 18 of an H100), windows written and read, and transforms
 # in two passes each way.

@@ -22,24 +22,11 @@ import numpy as np
 from energyscape.backend import Array, namespace
 from energyscape.solvers.conv_dictionary import ConvDictionary, powers
 from energyscape.solvers.laid_filters import LaidFilters
+from energyscape.tiles import tiled, untiled
 
-__all__ = ["LocalDictionary", "tiled", "untiled"]
+__all__ = ["LocalDictionary"]
 
 _SQUARINGS = 5  # of m×m matrices: a norm to the power of 1/32 is at most m^(1/64) too large
-
-
-def tiled(x: Array, period: int) -> Array:
-    """Images or maps (n, h, w, c) with the pixels of a tile as channels, (n, h/P, w/P, P·P·c)."""
-    n, h, w, c = x.shape
-    tiles = x.reshape(n, h // period, period, w // period, period, c).transpose(0, 1, 3, 2, 4, 5)
-    return tiles.reshape(n, h // period, w // period, -1)
-
-
-def untiled(x: Array, period: int) -> Array:
-    """The way back, (n, h, w, c)."""
-    n, down, across, _ = x.shape
-    tiles = x.reshape(n, down, across, period, period, -1).transpose(0, 1, 3, 2, 4, 5)
-    return tiles.reshape(n, down * period, across * period, -1)
 
 
 class LocalDictionary(LaidFilters):
