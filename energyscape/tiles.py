@@ -27,8 +27,8 @@ def untiled(x: Array, period: int) -> Array:
 
 def _swapped(x: Array) -> Array:
     """A copy with the third and fourth of five axes in each other's place."""
-    wide = _AS_ONE.get(x.itemsize * x.shape[4])
-    if wide is None or is_gpu_array(x) or not x.flags.c_contiguous:
+    wide = None if is_gpu_array(x) else _AS_ONE.get(x.itemsize * x.shape[4])
+    if wide is None or not x.flags.c_contiguous:
         return namespace(x).ascontiguousarray(x.transpose(0, 1, 3, 2, 4))
     turned = x.view(wide).transpose(0, 1, 3, 2, 4).copy()
     return turned.view(x.dtype)
