@@ -14,6 +14,7 @@ images of 64×64; 0.8, 0.6 and 0.7 for 64 at images of 256×256.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = ["WindowRows", "blocks", "correlate", "slopes", "spread"]
 _STRIPS, _MAPS, _FEWEST = 1 << 17, 1 << 18, 32
 _CHANNELS = 4
 _TABLES = 1 << 17  # of slopes of single columns
+_KEPT, _MOST_KEPT = threading.local(), 1 << 20
 
 
 def correlate(frame: np.ndarray, filters: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -70,14 +72,15 @@ def spread(maps: np.ndarray, filters: np.ndarray, wraps: bool = False) -> np.nda
     wide, dtype = w if wraps else w + fw - 1, np.result_type(maps, filters)
     frame = np.zeros((n, h + fh - 1, wide, c), dtype)
     most = min(n * h, max(_FEWEST, _MAPS // ((wide + fw - 1) * k)))
-    padded = np.zeros((most, wide + fw - 1, k), dtype)
+    padded = _scratch("maps", (most, wide + fw - 1, k), dtype)
+    padded[:, : fw - 1] = padded[:, wide:] = 0
     # With few channels one product for all rows of the filters, else one for each of them.
     apart = c >= _CHANNELS
     if apart:
         table = filters.transpose(1, 2, 0, 3)[:, ::-1].reshape(fh, 1, fw * k, c)
     else:
         table = filters.transpose(2, 0, 1, 3)[::-1].reshape(1, 1, fw * k, fh * c)
-    strips = np.empty((len(table), most, wide, table.shape[3]), dtype)
+    strips = _scratch("strips", (len(table), most, wide, table.shape[3]), dtype)
     for images, rows in blocks(n, h, most):
         part = maps[images, rows]
         m = len(part) * part.shape[1]
@@ -184,13 +187,24 @@ def _strips(frame: np.ndarray, fh: int) -> Iterator[tuple[slice, slice, np.ndarr
     n, high, wide, c = frame.shape
     h = high - fh + 1
     most = min(n * h, max(_FEWEST, _STRIPS // (wide * fh * c)))
-    room = np.empty((most, wide, fh, c), frame.dtype)
+    room = _scratch("strips", (most, wide, fh, c), frame.dtype)
     for images, rows in blocks(n, h, most):
         count = images.stop - images.start, rows.stop - rows.start
         strips = room[: count[0] * count[1]].reshape(*count, wide, fh, c)
         for a in range(fh):
             strips[:, :, :, a] = frame[images, rows.start + a : rows.stop + a]
         yield images, rows, strips.reshape(-1, wide, fh * c)
+
+
+def _scratch(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory of this thread that the next call gets again, unless it is much: new pages for every
+    product cost a tenth of it."""
+    size, key, kept = math.prod(shape), f"{name} {dtype}", _KEPT.__dict__
+    if size > _MOST_KEPT:
+        return np.empty(shape, dtype)
+    if key not in kept or kept[key].size < size:
+        kept[key] = np.empty(size, dtype)
+    return kept[key][:size].reshape(shape)
 
 
 def _by_column(strips: np.ndarray, fw: int) -> np.ndarray:
