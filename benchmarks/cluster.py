@@ -222,7 +222,7 @@ def lost(X) -> dict[str, float]:
         path = Path(folder) / "rbm.h5"
         seen = []
         trainer = PCD(n_epochs=100, callbacks=[Checkpoint(path, every=2)])
-        victim = client.run(os.getpid)[sorted(client.scheduler_info()["workers"])[1]]
+        victim = client.run(os.getpid)[sorted(client.nthreads())[1]]
 
         def kill():
             while not path.exists():

@@ -48,6 +48,7 @@ from energyscape.workers import Workers
 
 da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("distributed")
+dask_config = pytest.importorskip("dask.config")
 pytestmark = pytest.mark.slow
 
 
@@ -146,7 +147,7 @@ def test_principal_components_of_files_are_those_of_the_array(client: Any, tmp_p
 
 def test_unequal_chunks_are_spread_evenly(client: Any) -> None:
     """Each worker gets at least half of an equal share, whatever the chunks are."""
-    addresses = sorted(client.scheduler_info()["workers"])
+    addresses = sorted(client.nthreads())
     for chunks in ((299, 1), (300,), (1, 1, 298), (100, 100, 100), (0, 300)):
         X = da.from_array(_bits(300), chunks=(chunks, (12,)))
         parts = spread(X, client, addresses)
@@ -188,7 +189,7 @@ def test_a_lost_worker_ends_the_fit_and_fewer_go_on(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _start(2) as cluster, dask.Client(cluster) as client:
-            victim = client.run(os.getpid)[sorted(client.scheduler_info()["workers"])[1]]
+            victim = client.run(os.getpid)[sorted(client.nthreads())[1]]
 
             def kill() -> None:
                 while not path.exists():
@@ -212,6 +213,16 @@ def test_a_lost_worker_ends_the_fit_and_fewer_go_on(tmp_path: Path) -> None:
                 shared.resume(kept, X[:3000], client)
 
 
+def test_what_the_client_asks_by_itself_makes_no_worker_lost(client: Any) -> None:
+    with (
+        dask_config.set({"distributed.client.scheduler-info-interval": "1ms"}),
+        dask.Client(client.scheduler.address) as another,
+    ):
+        wanted, end = set(client.nthreads()), time.monotonic() + 3
+        while time.monotonic() < end:
+            assert client_side._alive(another) == wanted
+
+
 def test_an_interrupt_frees_the_workers(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next fit runs."""
     X = _bits(4000)
@@ -233,7 +244,7 @@ def test_an_interrupt_while_waiting_gives_up_the_turn(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fit after it runs, once the workers are free."""
-    addresses = sorted(client.scheduler_info()["workers"])
+    addresses = sorted(client.nthreads())
     held = dask.MultiLock(names=addresses, client=client)
     assert held.acquire(timeout=5)
 

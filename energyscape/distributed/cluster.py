@@ -191,7 +191,7 @@ def _run(
 
 
 def _addresses(client: Any) -> list[str]:
-    found = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    found = sorted(_alive(client))
     if not found:
         raise ValueError("the client's cluster has no workers")
     return found
@@ -245,7 +245,9 @@ def _doors(client: Any, parts: list[Part]) -> Iterator[tuple[str, list[tuple[str
 
 
 def _alive(client: Any) -> set[str]:
-    return set(client.scheduler_info(n_workers=-1)["workers"])
+    """Addresses of the workers that the scheduler knows now. Not `Client.scheduler_info`, whose
+    answer a timer of the client's replaces every few seconds by one without workers."""
+    return set(client.nthreads())
 
 
 class _Watch:
