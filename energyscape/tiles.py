@@ -26,7 +26,7 @@ def untiled(x: Array, period: int) -> Array:
 
 
 def _swapped(x: Array) -> Array:
-    """A copy with the third and fourth of five axes in each other's place."""
+    """An array with the third and fourth of five axes in each other's place."""
     wide = None if is_gpu_array(x) else _AS_ONE.get(x.itemsize * x.shape[4])
     if wide is None or not x.flags.c_contiguous:
         return namespace(x).ascontiguousarray(x.transpose(0, 1, 3, 2, 4))

@@ -28,7 +28,8 @@ VERBS: dict[str, str] = {
     "free_energy": "(params, x) → (n,) float64: F(x; θ), latents summed or minimised out",
     "free_energy_grad": "(params, x, weights) → dict: Σ_i w_i ∂F(x_i)/∂θ, signed, no 1/n inside",
     "input_grad": "(params, x) → ∂F/∂x, the shape of x (its negative is the score)",
-    "input_grad_function": "(params) → a function x → ∂F/∂x, params worked into it once",
+    "input_grad_function": "(params) → a function x → ∂F/∂x, params worked into it once; "
+    "its next call may write over what it gave, and threads do not share it",
     "torus_grad_function": "(params) → the same for states of chains on tori",
     "sample_hidden": "(params, x, rng, beta=1) → h ~ p(h | x)",
     "sample_visible": "(params, h, rng, beta=1, base=None) → x ~ p(x | h)",

@@ -388,6 +388,18 @@ def plane_log_likelihood(model: OvercompleteICA, params: Any, x: np.ndarray) -> 
     return float(-model.free_energy(params, x).mean() - log_z)
 
 
+def test_the_gradient_of_trajectories_is_exact_far_from_0() -> None:
+    """In float32 rows at 10⁴ keep three digits after the point: differences from the mean are
+    exact, and what is left are roundings of sums of 20 products."""
+    rng = np.random.default_rng(0)
+    m, W = np.full(5, 1e4, np.float32), rng.standard_normal((20, 5)).astype(np.float32)
+    params = {"W": W, "m": m, "log_a": rng.standard_normal(20).astype(np.float32)}
+    x = m + rng.standard_normal((7, 5)).astype(np.float32)
+    model = OvercompleteICA(20)
+    plain = model.input_grad(params, x)
+    np.testing.assert_allclose(model.input_grad_function(params)(x), plain, rtol=0, atol=1e-4)
+
+
 def test_chains_train_more_filters_than_features() -> None:
     """Three sparse directions in the plane: better than the start, and than two sources can do."""
     rng = np.random.default_rng(8)

@@ -109,6 +109,11 @@ def test_the_bound_of_the_largest_eigenvalue():
     assert 3.0 <= largest_eigenvalue(np.diag([3.0] * 20)) <= 3.0 * 20 ** (1 / 64) + 1e-9
 
 
+def test_the_soft_threshold_takes_numbers():
+    assert soft_threshold(np.float32(2), 0.5) == 1.5
+    assert soft_threshold(np.array(-2.0), 0.5) == -1.5
+
+
 @pytest.mark.parametrize("positive", [False, True])
 def test_the_soft_threshold_is_the_proximal_step(positive):
     v = np.linspace(-2, 2, 41)

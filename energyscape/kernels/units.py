@@ -67,7 +67,8 @@ def soft_threshold(v: Array, theta: Any, positive: bool = False, out: Array = No
         np.maximum(off, -theta, out=off)
     else:
         off = xp.clip(v, -theta, theta)
-    return xp.subtract(v, off, out=off if out is None else out)
+    # A number as `off` is no array to write to.
+    return xp.subtract(v, off, out=off if out is None and off.ndim else out)
 
 
 def rectify(v: Array, out: Array = None) -> Array:

@@ -179,7 +179,8 @@ class LinearSources(EnergyModel):
             step = namespace(W).linalg.solve(wide.T @ wide, g)
         except np.linalg.LinAlgError:  # learning went astray: what is not finite ends it
             return g * math.nan, g.sum() * math.nan
-        return step, namespace(W).sqrt(namespace(W).maximum(g @ step, 0)) + 1e-30
+        square = g @ step  # below 0 where rounding is all that is left
+        return step, namespace(W).sqrt(namespace(W).where(square < 0, math.nan, square)) + 1e-30
 
     def check_rows(self, n: int, event_shape: tuple[int, ...]) -> None:
         d = math.prod(event_shape)

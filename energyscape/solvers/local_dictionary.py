@@ -146,7 +146,8 @@ class LocalDictionary(LaidFilters):
             log += np.log(largest) / 2**i
             if i == _SQUARINGS:
                 break
-            trace = xp.real(xp.trace(A, axis1=1, axis2=2))
+            # tr A >= |A|; where A is 0, rounding leaves it a trace of less.
+            trace = xp.maximum(xp.real(xp.trace(A, axis1=1, axis2=2)), xp.sqrt(squares))
             least = (squares / xp.maximum(trace, np.finfo(np.float64).tiny)).max()
             A = A[xp.sqrt(squares) >= (1 - 1e-9) * least] / largest
             A = xp.matmul(A, A)
