@@ -63,7 +63,7 @@ def _coverage(shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to make the products, and blocks of a few places."""
     monkeypatch.setattr(
-        conv_dictionary, "_LARGEST_DIRECT", 10**9 if request.param == "windows" else 0
+        conv_dictionary, "_LARGEST_DIRECT", [10**9 if request.param == "windows" else 0] * 2
     )
     monkeypatch.setattr(conv_dictionary, "_BLOCK", 700)
     return str(request.param)

@@ -40,8 +40,8 @@ __all__ = ["ConvDictionary"]
 _BLOCK = 1 << 18
 # Filters of more pixels go through the DFT. Time of D and D' by windows over that by the DFT, of 64
 # filters on 256×256 in float32, one thread: 0.37 for 8×8 (0.55 with 3 channels), 0.78 for 12×12
-# (1.13), 1.13 for 16×16.
-_LARGEST_DIRECT = 150
+# (1.13), 1.13 for 16×16. The second number is of images of several channels.
+_LARGEST_DIRECT = 150, 125
 # On a GPU a model says when, not yet a measurement: products at so many operations in the time of a
 # byte of memory (13 of an A100 in float32, 18 of an H100), windows written and read, and transforms
 # in two passes each way.
@@ -236,7 +236,7 @@ class ConvDictionary(LaidFilters):
             # Bytes, or what takes as long: of a place by windows, and by the DFT.
             direct = fh * fw * c * (2 * k / _PER_BYTE + _WINDOW_BYTES)
             return direct > _MAP_BYTES * (k + c) + 4.0 * k * c
-        return fh * fw > _LARGEST_DIRECT
+        return fh * fw > _LARGEST_DIRECT[c > 1]
 
     def _waves_of_filters(self) -> Array:
         """DFT of the filters on the torus, shape (grid[0], grid[1] // 2 + 1, k, c)."""
