@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from energyscape.backend import Array, namespace
+from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.solvers.conv_dictionary import ConvDictionary, powers
 from energyscape.solvers.laid_filters import LaidFilters
 from energyscape.tiles import tiled, untiled
@@ -142,17 +142,19 @@ class LocalDictionary(LaidFilters):
         A, log = powers(filters, torus).reshape(-1, len(filters), len(filters)), 0.0
         for i in range(_SQUARINGS + 1):
             squares = (xp.real(A) ** 2 + xp.imag(A) ** 2).sum(axis=(1, 2))
-            largest = float(squares.max()) ** 0.5
-            log += np.log(largest) / 2**i
+            largest = xp.sqrt(squares.max())
+            log = log + xp.log(largest) / 2**i
             if i == _SQUARINGS:
                 break
-            # tr A >= |A|; where A is 0, rounding leaves it a trace of less.
-            trace = xp.maximum(xp.real(xp.trace(A, axis1=1, axis2=2)), xp.sqrt(squares))
-            least = (squares / xp.maximum(trace, np.finfo(np.float64).tiny)).max()
-            A = A[xp.sqrt(squares) >= (1 - 1e-9) * least] / largest
+            if not is_gpu_array(A):  # to pick some waits for a device
+                # tr A >= |A|; where A is 0, rounding leaves it a trace of less.
+                trace = np.maximum(np.trace(A, axis1=1, axis2=2).real, np.sqrt(squares))
+                least = (squares / np.maximum(trace, np.finfo(np.float64).tiny)).max()
+                A = A[np.sqrt(squares) >= (1 - 1e-9) * least]
+            A = A / largest
             A = xp.matmul(A, A)
         # Rounding must not turn a bound into an estimate.
-        return float(np.exp(log)) * (1 + 1e-9)
+        return float(xp.exp(log)) * (1 + 1e-9)
 
     # ------------------------------------------------------------ tiles
 

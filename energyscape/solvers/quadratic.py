@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from energyscape.backend import Array, namespace
+from energyscape.kernels import norm
 
 _SQUARINGS = 5
 
@@ -175,15 +176,14 @@ def largest_eigenvalue(G: Array) -> float:
     xp = namespace(G)
     P, log = G, 0.0
     for i in range(_SQUARINGS + 1):
-        flat = P.ravel()
-        norm = xp.sqrt((flat @ flat).astype(np.float64))  # of the last P, Σ λ^64 is its square
-        scale = xp.where(norm > 0, norm, 1.0)
+        size = norm(P).astype(np.float64)  # of the last P, Σ λ^64 is its square
+        scale = xp.where(size > 0, size, 1.0)
         log = log + xp.log(scale) / 2**i
         if i < _SQUARINGS:
             P = P / scale.astype(P.dtype)
             P = P @ P.T  # symmetric: half of it is computed
     # One wait for the device; rounding of the products is far below what is added here.
-    return float(xp.exp(log) * (norm > 0)) * (1.0 + 1e3 * float(np.finfo(G.dtype).eps))
+    return float(xp.exp(log) * (size > 0)) * (1.0 + 1e3 * float(np.finfo(G.dtype).eps))
 
 
 def _squares(x: Array) -> Array:
