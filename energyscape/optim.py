@@ -14,7 +14,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 from energyscape.backend import namespace
-from energyscape.kernels import descend
+from energyscape.kernels import adapt, descend
 from energyscape.registry import register
 from energyscape.verbs import Param, Params
 
@@ -279,16 +279,7 @@ class Adam(Optimizer):
         scale = root / unbias1
         for key, rate in self._rates(specs, at).items():
             g, mean, square = grads[key], carry[f"opt/mean/{key}"], carry[f"opt/square/{key}"]
-            xp, real = namespace(g), g.dtype.type
-            mean *= real(self.beta1)
-            mean += real(1.0 - self.beta1) * g
-            g *= g
-            g *= real(1.0 - self.beta2)
-            square *= real(self.beta2)
-            square += g
-            xp.sqrt(square, out=g)
-            g += real(self.epsilon * root)
-            xp.divide(mean, g, out=g)
+            adapt(mean, square, g, self.beta1, self.beta2, self.epsilon * root)
             # The decay goes by the learning rate alone.
             l1, l2 = (self.l1, self.l2) if specs[key].decay else (0.0, 0.0)
             descend(params[key], g, None, rate * scale, 0.0, False, l1 / scale, l2 / scale)

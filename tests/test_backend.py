@@ -407,6 +407,8 @@ def _step_cases(rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
         scalars = [dtype(0.1), dtype(momentum), np.uint32(nesterov), dtype(0.01), dtype(0.02)]
         args = [array(1003), array(1003), array(1003), *scalars, np.uint64(1003)]
         cases[f"descend#{i}"] = 1003, args
+    scalars = [dtype(v) for v in (0.9, 0.99, 0.1, 0.01, 1e-3)]
+    cases["adapt"] = 1003, [array(1003), abs(array(1003)), array(1003), *scalars, np.uint64(1003)]
     for kind in range(3):
         v, b, h, y = (array(7, 301) for _ in range(4))
         # Random rows point downhill, every second one of these uphill.
@@ -681,6 +683,8 @@ def test_parameters_must_be_contiguous_on_the_gpu(fake_cupy: Any) -> None:
     w = fake_cupy.zeros((3, 4), np.float32)
     with pytest.raises(ValueError, match="C-contiguous"):
         kernels.descend(w.T, w, None, 0.1)
+    with pytest.raises(ValueError, match="C-contiguous"):
+        kernels.adapt(w, w, w.T, 0.9, 0.999, 1e-8)
 
 
 def test_generic_params_are_frozen() -> None:

@@ -15,7 +15,7 @@ from sklearn.base import clone
 
 from energyscape.backend import Purpose, stream
 from energyscape.models import RBM, MPoT
-from energyscape.optim import SGD, Moment
+from energyscape.optim import SGD, Adam, Moment
 from energyscape.penalties import L1, GroupL1
 from energyscape.samplers import HMC, Langevin
 from energyscape.solvers import proximal
@@ -24,6 +24,7 @@ from energyscape.solvers.conv_fista import conv_fista
 from energyscape.solvers.quadratic import Gram, Rows
 from energyscape.trainers import PCD
 from energyscape.trainers.base import Batch
+from energyscape.verbs import Param
 
 
 def _updates(model: Any, trainer: Any, x: Any, n: int = 1) -> None:
@@ -120,6 +121,17 @@ def test_an_iteration_of_a_proximal_solver(
     standin.Counter.launches.clear()
     state.advance(moves, None, 0, 1)
     assert _launched() == wanted
+
+
+def test_adam_takes_two_launches_for_each_parameter(fake_cupy: Any) -> None:
+    params = {key: fake_cupy.ones((3, 4), np.float32) for key in "Wb"}
+    grads = {key: fake_cupy.ones((3, 4), np.float32) for key in "Wb"}
+    specs = {"W": Param(decay=True), "b": Param()}
+    adam = Adam(0.01, l2=0.1)
+    carry = adam.start(params, specs)
+    standin.Counter.launches.clear()
+    adam.step(params, grads, carry, specs, Moment(0, 0, None, None))
+    assert dict(standin.Counter.launches) == {"adapt_f": 2, "descend_f": 2}
 
 
 # ---------------------------------------------------------------- never to be waited for

@@ -124,6 +124,24 @@ def descend_f(
     w[...] = np.sign(x) * np.maximum(np.abs(x) - l1, 0) / (1 + l2)
 
 
+def adapt_f(
+    threads: int,
+    mean: np.ndarray,
+    square: np.ndarray,
+    g: np.ndarray,
+    beta1: Any,
+    beta2: Any,
+    rest1: Any,
+    rest2: Any,
+    epsilon: Any,
+    n: Any,
+) -> None:
+    assert threads >= n == g.size
+    mean[...] = beta1 * mean + rest1 * g
+    square[...] = beta2 * square + rest2 * (g * g)
+    g[...] = mean / (np.sqrt(square) + epsilon)
+
+
 def leapfrog_f(
     threads: int,
     x: Any,

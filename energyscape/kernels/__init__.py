@@ -3,7 +3,7 @@
 from energyscape.kernels.chains import accept, arrive, leapfrog, set_off, squares
 from energyscape.kernels.gates import gate, half_square, log_sum, pull, respond, slope, square_sum
 from energyscape.kernels.products import matmul, norm
-from energyscape.kernels.steps import descend, follow, momentum_step, rank_two
+from energyscape.kernels.steps import adapt, descend, follow, momentum_step, rank_two
 from energyscape.kernels.units import (
     log1p,
     log1p_sum,
@@ -16,6 +16,7 @@ from energyscape.kernels.windows import col2im, im2col
 
 __all__ = [
     "accept",
+    "adapt",
     "arrive",
     "col2im",
     "descend",

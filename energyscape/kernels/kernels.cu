@@ -165,6 +165,20 @@ extern "C" __global__ void NAME(T* w, const T* g, T* v, T rate, T momentum, u32 
 DESCEND(descend_f, float, fabsf)
 DESCEND(descend_d, double, fabs)
 
+// Running moments of g, and what Adam steps along: g = mean / (sqrt(square) + epsilon).
+#define ADAPT(NAME, T, SQRT)                                                                \
+extern "C" __global__ void NAME(T* mean, T* square, T* g, T beta1, T beta2, T rest1,        \
+                                T rest2, T epsilon, u64 n) {                                \
+    u64 i = INDEX;                                                                          \
+    if (i >= n) return;                                                                     \
+    T x = g[i], m = beta1 * mean[i] + rest1 * x, v = beta2 * square[i] + rest2 * (x * x);   \
+    mean[i] = m;                                                                            \
+    square[i] = v;                                                                          \
+    g[i] = m / (SQRT(v) + epsilon);                                                         \
+}
+ADAPT(adapt_f, float, sqrtf)
+ADAPT(adapt_d, double, sqrt)
+
 // Kick and drift of the leapfrog: q -= factor g, x += q; strides of 0 broadcast the factor.
 #define LEAPFROG(NAME, T)                                                                   \
 extern "C" __global__ void NAME(T* x, T* q, const T* g, const T* factor, u64 columns,       \

@@ -58,13 +58,45 @@ def descend(
 def _descend_gpu(
     w: Array, g: Array, velocity: Array, rate: float, momentum: float, nesterov: bool, *decay: float
 ) -> None:
-    if not (w.flags.c_contiguous and g.flags.c_contiguous):
-        raise ValueError("parameters and gradients must be C-contiguous on the GPU")
+    _need_c_order(w, g)
     real: Any = w.dtype.type
     l1, l2 = (real(rate * d) for d in decay)
     v = w if velocity is None else velocity
     scalars = (real(rate), real(momentum), np.uint32(nesterov), l1, l2, np.uint64(w.size))
     each("descend", w, (w, g, v, *scalars))
+
+
+def _need_c_order(*arrays: Array) -> None:
+    if not all(a.flags.c_contiguous for a in arrays):
+        raise ValueError("parameters and gradients must be C-contiguous on the GPU")
+
+
+def adapt(mean: Array, square: Array, g: Array, beta1: float, beta2: float, epsilon: float) -> None:
+    """Running moments of a gradient, and what Adam steps along, in place.
+
+    mean ← β₁ mean + (1 - β₁) g;  square ← β₂ square + (1 - β₂) g²;  g ← mean / (√square + ε)
+
+    Parameters
+    ----------
+    mean, square, g : arrays of one shape
+    beta1, beta2, epsilon : float
+    """
+    real = g.dtype.type
+    rest1, rest2 = real(1.0 - beta1), real(1.0 - beta2)
+    if is_gpu_array(g):
+        _need_c_order(mean, square, g)
+        scalars = real(beta1), real(beta2), rest1, rest2, real(epsilon), np.uint64(g.size)
+        each("adapt", g, (mean, square, g, *scalars))
+        return
+    mean *= real(beta1)
+    mean += rest1 * g
+    g *= g
+    g *= rest2
+    square *= real(beta2)
+    square += g
+    np.sqrt(square, out=g)
+    g += real(epsilon)
+    np.divide(mean, g, out=g)
 
 
 def follow(mean: Array, value: Array, rate: float) -> None:
