@@ -6,6 +6,7 @@ Their gradients are held to the laws of all models, and their chains to exact dr
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,7 @@ def test_gradients_along_a_trajectory_are_those_of_a_pass(
     energy, grad = target.energy_and_grad(y)
     np.testing.assert_allclose(grad, wanted, rtol=0, atol=1e-12 * abs(wanted).max())
     np.testing.assert_allclose(energy, target.energy(y), rtol=1e-12)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(target)).gradient()(y), grad)
 
 
 @each_layout

@@ -95,6 +95,8 @@ def test_no_step_of_inference_raises_the_energy(P):
         assert (now <= last + 1e-12).all()
         last, first = now, now if first is None else first
     assert (last < first).all()
+    with pytest.raises(ValueError, match="max_iter must be an integer >= 1, got 0"):
+        product_codes(D, x, P, lam, max_iter=0)
 
 
 def test_a_lone_code_is_the_root_of_its_cubic_and_comes_on_where_it_should():

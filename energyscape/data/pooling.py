@@ -162,8 +162,9 @@ class Pool(Stage):
         """Maps of ``shape`` in which ``part(i, where)`` is added at place i of all windows."""
         out = namespace(like).zeros(shape, like.dtype)
         (sh, sw), (down, across) = self._sizes()
+        apart = sh <= down and sw <= across  # no place is in two windows
         for i, at in enumerate(self._places(shape[1:3])):
-            if sh <= down and sw <= across:  # nothing is there yet
+            if apart:
                 out[at] = part(i, at)
             else:
                 out[at] += part(i, at)

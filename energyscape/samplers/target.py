@@ -146,6 +146,9 @@ class Target(Density):
         self._gradient: Callable[[Array], Array] | None = None
         self._shape: tuple[int, ...] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_gradient": None}  # made anew where it is needed
+
     @property
     def event_shape(self) -> tuple[int, ...] | None:
         """Shape of one point; None for images of any size, until `shaped` says which."""

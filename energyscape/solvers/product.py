@@ -23,6 +23,7 @@ from energyscape.backend import Array, is_gpu_array, namespace
 from energyscape.kernels import rectify
 from energyscape.solvers.proximal import Codes
 from energyscape.solvers.quadratic import Gram
+from energyscape.verbs import check_count
 
 __all__ = ["equal_what", "factors_of", "next_what", "product_codes", "simple_codes"]
 
@@ -98,7 +99,7 @@ def product_codes(
     tol : float, default 1e-4
         Change of a step at which a clip is done: of z, relative to the largest code of a step from
         0; of c, to (λ/2)^⅓.
-    max_iter : int, default 1000
+    max_iter : int >= 1, default 1000
         Iterations after which a clip stays as it is.
 
     Returns
@@ -106,6 +107,7 @@ def product_codes(
     Codes
         ``h`` are c and the l_t, one after the other; ``gap`` is the change of the last step.
     """
+    check_count("max_iter", max_iter)
     xp, (n, t), (k, m) = namespace(x), x.shape[:2], P.shape
     found = Codes(xp.zeros((n, k + t * m), x.dtype), xp.zeros(n), xp.zeros(n, np.int64))
     steps, single = _Steps.of(D, P, lam, alpha), x.dtype == np.float32
