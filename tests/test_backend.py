@@ -406,6 +406,7 @@ def _step_cases(rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
     for i, (momentum, nesterov) in enumerate(((0.0, 0), (0.5, 0), (0.5, 1))):
         scalars = [dtype(0.1), dtype(momentum), np.uint32(nesterov), dtype(0.01), dtype(0.02)]
         args = [array(1003), array(1003), array(1003), *scalars, np.uint64(1003)]
+        args[1][:2] = np.nan, np.inf
         cases[f"descend#{i}"] = 1003, args
     scalars = [dtype(v) for v in (0.9, 0.99, 0.1, 0.01, 1e-3)]
     cases["adapt"] = 1003, [array(1003), abs(array(1003)), array(1003), *scalars, np.uint64(1003)]
@@ -413,6 +414,7 @@ def _step_cases(rng: Any, dtype: Any) -> dict[str, tuple[int, list[Any]]]:
         v, b, h, y = (array(7, 301) for _ in range(4))
         # Random rows point downhill, every second one of these uphill.
         y[::2] = 2 * (v + b if kind < 2 else v)[::2] - h[::2]
+        v[3, 5] = np.nan
         t = (1 + 3 * rng.random(7)).astype(dtype)
         share = np.zeros_like(t)
         args = [v, b, h, y, t, share, dtype(0.4), np.uint32(kind), np.uint64(301)]

@@ -205,7 +205,9 @@ def momentum_f(threads: int, v: Any, b: Any, h: Any, y: Any, t: Any, *rest: Any)
     assert threads == 256 * len(v) and columns == v.shape[1]
     if kind < 2:
         v += b
-        v[...] = np.where(v > theta, v - theta, np.where((v < -theta) & (kind == 0), v + theta, 0))
+        inside = np.where(np.isnan(v), v, 0)
+        below = np.where((v < -theta) & (kind == 0), v + theta, inside)
+        v[...] = np.where(v > theta, v - theta, below)
     uphill = ((y - v).astype(np.float64) * (v - h)).sum(axis=1) > 0
     before = np.where(uphill, 1, t.astype(np.float64))
     t[...] = 0.5 * (1 + np.sqrt(1 + 4 * before * before))

@@ -160,7 +160,7 @@ extern "C" __global__ void NAME(T* w, const T* g, T* v, T rate, T momentum, u32 
     }                                                                                       \
     x += step;                                                                              \
     T size = ABS(x) - l1;                                                                   \
-    w[i] = (size > 0 ? (x > 0 ? size : -size) : (T)0) / (1 + l2);                           \
+    w[i] = (size <= 0 ? (T)0 : x < 0 ? -size : size) / (1 + l2); /* NaN stays NaN */        \
 }
 DESCEND(descend_f, float, fabsf)
 DESCEND(descend_d, double, fabs)
@@ -262,7 +262,8 @@ extern "C" __global__ void NAME(T* v, const T* b, T* h, T* y, T* t, T* share, T 
         T z = v[j];                                                                         \
         if (kind < 2) {                                                                     \
             z += b[j];                                                                      \
-            z = z > theta ? z - theta : kind == 0 && z < -theta ? z + theta : (T)0;         \
+            z = z > theta ? z - theta : kind == 0 && z < -theta ? z + theta                 \
+                : z != z ? z : (T)0;  /* NaN stays NaN */                                   \
             v[j] = z;                                                                       \
         }                                                                                   \
         uphill += (double)(y[j] - z) * (double)(z - h[j]);                                  \
