@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cases import CASES, Case, short
 
+from energyscape import load
 from energyscape.backend import Purpose, stream
 from energyscape.errors import CapabilityError
 from energyscape.evaluation.laws import generic_params
@@ -30,7 +31,8 @@ from energyscape.verbs import speaks
 _ROUNDS, _UPDATES, _DRAWS, _COPIES = 30, 50, 10, 4
 _NOISE = 0.5  # of the parameters that training begins with
 # Losses of embeddings compare rows with each other, and have no value at one: test_embeddings.
-PAIRS = [(case, t) for case in CASES for t in case.trainers if t is not EmbeddingLoss]
+EVERY = [(case, t) for case in CASES for t in case.trainers]
+PAIRS = [(case, t) for case, t in EVERY if t is not EmbeddingLoss]
 
 
 def losses(trainer: Any, model: Any, params: Any, carry: Any, x: np.ndarray) -> np.ndarray | None:
@@ -147,3 +149,30 @@ def _gain(case: Case, trainer: type, rate: float | None) -> np.ndarray | None:
             if _clear(gained) or not np.isfinite(gained).all():
                 break
     return gained
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("case", "trainer"), EVERY, ids=_ids)
+def test_every_pair_goes_on_where_it_stopped(case: Case, trainer: type, tmp_path: Any) -> None:
+    """A run that ended early, was kept in a file and goes on is the run that did not end, to the
+    bit; and a second `partial_fit` follows the first."""
+
+    rate = 0.01 * trainer.default_rate if "learning_rate" in _settings(trainer) else None
+
+    def made(*callbacks: Any) -> Any:
+        settings = {"n_epochs": 3, "batch_size": 7, "n_chains": 5, "learning_rate": rate}
+        strategy = short(trainer, callbacks=callbacks, **settings)
+        return case.make(trainer=strategy).set_params(random_state=0)
+
+    whole, stopped = made().fit(case.data), made(lambda *_: True).fit(case.data)
+    stopped.set_params(trainer=made().trainer).save(tmp_path / "stopped.h5")
+    resumed = load(tmp_path / "stopped.h5").resume(case.data)
+    assert resumed.n_iter_ == whole.n_iter_
+    for part in ("params", "carry"):
+        wanted, got = getattr(whole._state, part), getattr(resumed._state, part)
+        assert wanted.keys() == got.keys()
+        for key in wanted:
+            np.testing.assert_array_equal(got[key], wanted[key], err_msg=key)
+    if hasattr(case.make(), "partial_fit"):
+        assert made().partial_fit(case.data).partial_fit(case.data).n_iter_ == 2

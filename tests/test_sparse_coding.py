@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from energyscape.backend import is_gpu_array, to_host
 from energyscape.errors import CapabilityError
 from energyscape.models import PCA, SparseCoding
-from energyscape.models.dictionary import best_atoms, first_atoms, wasted, worst_rows
+from energyscape.models.dictionary import best_atoms, first_atoms, unit_columns, wasted, worst_rows
 from energyscape.penalties import KL, L1, Student
 from energyscape.trainers import EM, EnergyLoss
 
@@ -298,3 +298,14 @@ def test_samples_are_sparse_mixtures():
     model = SparseCoding(24, random_state=0, sparsity=0.3).fit(X)
     samples = model.sample(50, n_steps=20)
     assert samples.shape == (50, 16) and np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("features", [1, 7, 1000])
+def test_atoms_of_norm_1_stay_as_they_are(features: int, dtype: Any, rng: Any) -> None:
+    D = (100 * rng.standard_normal((features, 300))).astype(dtype)
+    D[:, 7] = 0
+    once = unit_columns(D)
+    norms = np.linalg.norm(np.delete(once, 7, axis=1).astype(np.float64), axis=0)
+    np.testing.assert_allclose(norms, 1, rtol=2 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(unit_columns(once), once)

@@ -320,7 +320,7 @@ class EnergyModel(
         with on_device(self._device):
             x = training.first_rows(trainer, rows, 1, plan, Purpose.INIT, self._state)
             rng = stream(self.seed_, Purpose.START, 0, self._device)
-            wanted = trainer.start(self, self._state.params, x, rng)
+            wanted = trainer.start_again(self, self._state.params, x, rng, self._state.carry)
         shapes = {k: v.shape for k, v in self._state.carry.items()}
         if shapes != {k: v.shape for k, v in wanted.items()}:
             raise ValueError(

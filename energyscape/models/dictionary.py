@@ -30,10 +30,13 @@ _AT_ONCE = 20  # one atom of so many is replaced in an update, at most: some dou
 
 
 def unit_columns(D: Array) -> Array:
-    """Columns divided by their norms; columns of zeros stay."""
+    """Columns divided by their norms. Columns of zeros stay, and those whose norm is 1 up to
+    rounding: to do it again changes nothing."""
     xp = namespace(D)
-    norms = xp.sqrt((D * D).sum(axis=0))
-    return D / xp.where(norms > 0, norms, 1).astype(D.dtype)
+    squares = (D * D).sum(axis=0, dtype=np.float64)
+    rounding = 4 * np.finfo(D.dtype).eps + 2 * math.sqrt(len(D)) * np.finfo(np.float64).eps
+    stay = (squares == 0) | (abs(squares - 1) <= rounding)
+    return D / xp.where(stay, 1, xp.sqrt(squares)).astype(D.dtype)
 
 
 def first_atoms(x: Array, m: int, rng: Any) -> Array:

@@ -203,6 +203,12 @@ class Trainer(BaseEstimator):
             carry |= {f"average/{key}": value.copy() for key, value in moved.items()}
         return carry
 
+    def start_again(self, model: Any, params: Params, x: Array, rng: Any, kept: Params) -> Params:
+        """What a run keeps that goes on from ``kept``, told from one row: names and shapes are
+        compared with it, and `settings` replace those of it. What only many rows tell is ``kept``'s.
+        """
+        return self.start(model, params, x, rng)
+
     def targets(self, model: Any, params: Params, x: Array) -> Array:
         """What an update wants to know about each of the rows ``x`` and no update changes, or None.
         Where it fits in memory, batches have it as their ``y``."""

@@ -105,17 +105,25 @@ class NCE(PointLoss):
         check_count("NCE.noise_ratio", self.noise_ratio)
 
     def start(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
-        xp = namespace(x)
-        carry = super().start(model, params, x, rng)
-        flat = x.reshape(len(x), -1)
+        xp, flat = namespace(x), x.reshape(len(x), -1)
+        carry = self._own(model, params, x, rng)
         carry |= _bits(flat) if model.domain == "binary" else _gaussian(flat)
         y, log_p = _draw(carry, _STARTS, rng)
         # log Z = log E_noise[exp(-F)/p_noise]
         terms = -model.free_energy(params, y.reshape(-1, *x.shape[1:])) - log_p
         top = terms.max()
-        log_z = top + xp.log(xp.exp(terms - top).mean())
-        carry["nce/log_z"] = xp.zeros(1, np.float64) + log_z
-        carry["nce/saturated"] = xp.zeros(1, np.float64)
+        carry["nce/log_z"] += top + xp.log(xp.exp(terms - top).mean())
+        return carry
+
+    def start_again(self, model: Any, params: Params, x: Array, rng: Any, kept: Params) -> Params:
+        noise = {key: value for key, value in kept.items() if key.startswith("noise/")}
+        return self._own(model, params, x, rng) | noise
+
+    def _own(self, model: Any, params: Params, x: Array, rng: Any) -> Params:
+        """What is kept besides the noise, c at 0."""
+        carry = super().start(model, params, x, rng)
+        for key in ("log_z", "saturated"):
+            carry[f"nce/{key}"] = namespace(x).zeros(1, np.float64)
         return carry | self.resolved_optimizer().start({"log_z": carry["nce/log_z"]}, _OWN)
 
     def evaluate(
