@@ -205,7 +205,7 @@ class Trainer(BaseEstimator):
 
     def start_again(self, model: Any, params: Params, x: Array, rng: Any, kept: Params) -> Params:
         """What a run keeps that goes on from ``kept``, told from one row: names and shapes are
-        compared with it, and `settings` replace those of it. What only many rows tell is ``kept``'s.
+        compared with it, and `settings` replace its own. What only many rows tell is ``kept``'s.
         """
         return self.start(model, params, x, rng)
 
