@@ -100,7 +100,12 @@ def out_of_memory(
 
 
 def measured_needs(
-    model: Any, trainer: Any, params: Params, x: np.ndarray, share: float = 1.0
+    model: Any,
+    trainer: Any,
+    params: Params,
+    x: np.ndarray,
+    share: float = 1.0,
+    labels: np.ndarray | None = None,
 ) -> Needs:
     """What an update takes, from two small ones on the CPU.
 
@@ -116,17 +121,25 @@ def measured_needs(
         Rows to repeat, in the dtype of the parameters.
     share : float, default 1
         Chains for each row of a batch.
+    labels : array, shape (n,), optional
+        Of the rows, where the trainer learns from labels.
     """
     least = min(1.0, share) if share > 0 else 1.0
     counts = [math.ceil(n / least) for n in (_FEW, _MORE)]
-    peaks = [_peaks(model, trainer, params, x, n, max(1, round(n * share))) for n in counts]
+    peaks = [_peaks(model, trainer, params, x, n, max(1, round(n * share)), labels) for n in counts]
     (few, applied), (more, _) = peaks
     row = max(1.0, (more - few) / (counts[1] - counts[0]))
     return Needs(max(0.0, few - counts[0] * row), row, applied)
 
 
 def _peaks(
-    model: Any, trainer: Any, params: Params, x: np.ndarray, rows: int, chains: int
+    model: Any,
+    trainer: Any,
+    params: Params,
+    x: np.ndarray,
+    rows: int,
+    chains: int,
+    labels: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Most bytes of arrays at any time of the two halves of an update, rows and chains included.
 
@@ -135,11 +148,12 @@ def _peaks(
     trial, own = clone(trainer), {key: value.copy() for key, value in params.items()}
     if "n_chains" in trial.get_params(deep=False):
         trial.set_params(n_chains=chains)
-    batch = x[np.arange(rows) % len(x)]
+    again = np.arange(rows) % len(x)
+    batch = x[again]
     rng = stream(0, Purpose.COLLECT)
     with np.errstate(all="ignore"):
         carry = trial.start(model, own, batch, rng)
-        y = trial.targets(model, own, batch)
+        y = trial.targets(model, own, batch) if labels is None else labels[again]
         kept = sum(v.nbytes for key, v in carry.items() if key.startswith("chain/"))
         tracing = tracemalloc.is_tracing()
         tracemalloc.start()
@@ -164,11 +178,13 @@ def _advice(model: Any, trainer: Any, rows: Rows, state: Any, usable: float) -> 
             f"{type(trainer).__name__} reads rows in blocks of its own size: fewer features or "
             "components, or device='cpu', would fit"
         )
-    x = to_host(rows.take(slice(0, min(len(rows), _MORE))))
+    some = slice(0, min(len(rows), _MORE))
+    x, labels = to_host(rows.take(some)), rows.labels(some)
+    labels = None if labels is None else to_host(labels)
     x = np.asarray(x, compute_dtype(x.dtype))
     kept = _kept(model, trainer, x, state)
     batch, chains = min(trainer.batch_size, len(rows)), _chains(trainer)
-    needs = measured_needs(model, trainer, kept, x, chains / batch)
+    needs = measured_needs(model, trainer, kept, x, chains / batch, labels)
     held = sum(_resident(model, trainer, kept)) + (rows.X.nbytes if is_gpu_array(rows.X) else 0)
     alone = held + max(needs.fixed, needs.apply)
     counted = (

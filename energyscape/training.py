@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from energyscape.backend import Array, Purpose, namespace, stream, to_device, to_host
 from energyscape.errors import DivergenceError
 from energyscape.optim import Moment
+from energyscape.progress import Bar
 from energyscape.sharing import Share, held_out_rows, shared_rows, total_rows
 from energyscape.sources import Rows, rows_per_block
 from energyscape.trainers.base import Batch
@@ -132,7 +132,7 @@ def run(
     monitor = Monitor(model, trainer, state, rows, held_out, plan)
     share.enter(state)
     good = _snapshot(state)
-    bar = tqdm(
+    bar = Bar(
         total=(plan.until - state.epoch) * share.updates,
         desc=f"{type(model).__name__}/{type(trainer).__name__}",
         unit="batch",

@@ -22,9 +22,9 @@ import twins
 FUNCTIONS = """
 abs add arange argmax argmin argsort array asarray ascontiguousarray broadcast_to clip concatenate
 copyto cos cumsum diag diagonal divide einsum empty empty_like exp expm1 eye flatnonzero full
-full_like imag isfinite less log log1p logaddexp matmul maximum median minimum moveaxis multiply
-negative ones ones_like outer partition real repeat searchsorted sign sort sqrt square stack
-subtract take take_along_axis tanh tile trace tril triu where zeros zeros_like
+full_like imag isfinite less log log1p logaddexp matmul maximum may_share_memory median minimum
+moveaxis multiply negative ones ones_like outer partition real repeat searchsorted sign sort sqrt
+square stack subtract take take_along_axis tanh tile trace tril triu where zeros zeros_like
 """.split()
 FFT = "irfft irfft2 rfft rfft2".split()  # in its module ``fft``
 LINALG = "cholesky eigh inv pinv qr slogdet solve svd".split()  # in its module ``linalg``
@@ -46,8 +46,8 @@ class Counter:
 PRODUCTS = {"matmul", "dot", "imatmul", "rmatmul"}
 # What only looks at an array or reserves memory.
 _FREE = {
-    "broadcast_to", "diagonal", "empty", "empty_like", "imag", "moveaxis", "ravel", "real",
-    "reshape", "transpose", "as_strided", "asarray", "array",
+    "broadcast_to", "diagonal", "empty", "empty_like", "imag", "may_share_memory", "moveaxis",
+    "ravel", "real", "reshape", "transpose", "as_strided", "asarray", "array",
 }  # fmt: skip
 _IF_COPIED = {"ascontiguousarray", "astype"}
 

@@ -100,6 +100,13 @@ def test_maps_are_codes_of_every_patch(name: str) -> None:
             np.testing.assert_allclose(found[:, i, j], np.hstack(codes), atol=1e-12)
 
 
+@pytest.mark.parametrize("stage", [Flatten(), Pool("max", 1), Pool("mean", 1)], ids=repr)
+def test_what_stages_give_is_nobody_elses(stage: Any) -> None:
+    found = stage.fit_transform(MAPS)
+    assert not np.shares_memory(found, MAPS)
+    assert not np.shares_memory(stage.inverse_transform(found), found)
+
+
 def test_groups_see_their_inputs_alone() -> None:
     stage = clone(STAGES["bank of groups"]).set_params(n_groups=4, random_state=1).fit(MAPS)
     assert stage.connections_.shape == (4, 2) and stage.filters_.shape == (16, 2, 3, 3)
@@ -681,6 +688,7 @@ def test_without_filters_it_is_a_softmax() -> None:
     trainer = Backpropagation(n_epochs=300, batch_size=60, optimizer=optimizer)
     below = make_pipeline(Rectify(), Pool("max", 4), Flatten())
     model = FineTunedPipeline(below, trainer=trainer, random_state=0).fit(X, Y)
+    assert not any(hasattr(step, "_kept") for _, step in model.model_.steps), "switches of all rows"
     H = below.fit_transform(X)
     unit = model._rates["W"]
     peer = LogisticRegression(C=1 / (60 * 0.05) * 1.0, tol=1e-10, max_iter=5000).fit(H * unit, Y)

@@ -22,7 +22,7 @@ PACKAGE = Path(energyscape.__file__).parent
 # From the bottom to the top. Those of one layer may import each other, but not in a circle.
 LAYERS = [
     "_version errors backend",
-    "registry workers precision",
+    "registry workers precision progress",
     "kernels io sources",
     "verbs",
     "activations pools strips tiles",

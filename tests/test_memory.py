@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import standin
 from cases import CASES, short
+from sklearn.pipeline import make_pipeline
 
 from energyscape import memory
 from energyscape.backend import Purpose, stream
+from energyscape.data import FilterBank, Pool, RandomFilters, Rectify
 from energyscape.errors import DeviceError
 from energyscape.memory import measured_needs
-from energyscape.models import RBM, KMeans, MPoT, PoT
+from energyscape.models import RBM, FineTunedClassifier, FineTunedPipeline, KMeans, MPoT, PoT
 from energyscape.samplers import HMC
-from energyscape.trainers import CD, NCE, PCD, DenoisingScoreMatching
+from energyscape.trainers import CD, NCE, PCD, Backpropagation, DenoisingScoreMatching
 
 BITS = (np.random.default_rng(0).random((3000, 200)) < 0.3).astype(np.float32)
 
@@ -105,6 +107,20 @@ def test_before_the_first_update_and_for_sums_over_all_rows(little: Any, monkeyp
     assert "batch_size=" in _said(RBM(100, trainer=PCD(batch_size=2000), device="cuda"), BITS)
     said = _said(KMeans(3, device="cuda", random_state=0), BITS)
     assert "EM reads rows in blocks of its own size" in said
+
+
+def test_networks_that_learn_from_labels(little: Any) -> None:
+    y = (BITS[:, 0] > 0).astype(int)
+    below = RBM(100, trainer=PCD(batch_size=100, n_epochs=1), random_state=0)
+    trainer = Backpropagation(batch_size=3000, n_epochs=1)
+    classifier = FineTunedClassifier(below, trainer=trainer, device="cuda", random_state=0)
+    bank = FilterBank(RandomFilters(8), 5, n_patches=500)
+    stages = make_pipeline(bank, Rectify(), Pool("mean", 2))
+    pipeline = FineTunedPipeline(stages, trainer=trainer, device="cuda", random_state=0)
+    for model, X in ((classifier, BITS), (pipeline, BITS[:, :196].reshape(-1, 14, 14))):
+        with pytest.raises(DeviceError) as caught:
+            model.fit(X, y)
+        assert re.search(r"a row of a batch [\d.]+ kB: batch_size=\d+ would fit", str(caught.value))
 
 
 def test_other_errors_are_left_alone(fake_cupy: Any) -> None:

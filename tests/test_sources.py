@@ -554,8 +554,9 @@ def test_blocks_refuse_what_they_cannot_go_through_twice(small: None) -> None:
         Blocks([])
     with pytest.raises(ValueError, match="without any row"):
         Blocks([VALUES[:0]]).shape  # noqa: B018
-    with pytest.raises(ValueError, match="n_rows must be"):
-        Blocks([VALUES], n_rows=0)
+    for n_rows in (0, 50.0, True):
+        with pytest.raises(ValueError, match="n_rows must be"):
+            Blocks([VALUES], n_rows=n_rows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("change", [[VALUES], [VALUES, VALUES[:6]]])

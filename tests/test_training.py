@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,11 @@ def test_resume_refuses_other_data_and_other_trainers(caplog: Any) -> None:
     model.set_params(trainer=PCD(n_epochs=4, optimizer=SGD(momentum=0.5)))
     with pytest.raises(ValueError, match="the trainer was changed since"):
         model.resume(BITS)
-    model.set_params(trainer=PCD(n_epochs=4))
+    model.set_params(trainer=PCD(n_epochs=4), n_components=5)
+    for go_on in (model.resume, model.partial_fit):
+        with pytest.raises(ValueError, match=r"settings of RBM were changed .* fit anew, or rest"):
+            go_on(BITS)
+    model.set_params(n_components=4)
     model._environment["numpy"] = "1.0"
     with caplog.at_level(logging.WARNING, "energyscape"):
         model.resume(BITS)
@@ -203,6 +208,7 @@ def test_progress_goes_to_stderr_only_when_verbose(capsys: Any) -> None:
     RBM(4, trainer=PCD(n_epochs=2), random_state=0, verbose=1).fit(BITS)
     out, err = capsys.readouterr()
     assert out == "" and "RBM/PCD" in err
+    assert "tqdm_monitor" not in [thread.name for thread in threading.enumerate()]
 
 
 # ---------------------------------------------------------------- where rows come from

@@ -22,7 +22,7 @@ from energyscape.backend import (
     to_device,
 )
 from energyscape.convolution import overlap_add, pair, windows
-from energyscape.data.transformer import ImageTransformer
+from energyscape.data.transformer import ImageTransformer, apart
 from energyscape.models.inputs import as_images
 from energyscape.registry import register
 from energyscape.sources import Rows, is_stored
@@ -218,8 +218,8 @@ class PatchExtractor(ClassNamePrefixFeaturesOutMixin, ImageTransformer):
     def _all(self, groups: list[Rows]) -> list[Array]:
         size, stride = self._sizes()
         d = size[0] * size[1] * self.n_channels_
-        found = (windows(with_channels(g.take(slice(None))), size, stride) for g in groups)
-        return [views.reshape(-1, d) for views in found]
+        images = [with_channels(g.take(slice(None))) for g in groups]
+        return [apart(windows(x, size, stride).reshape(-1, d), x) for x in images]
 
     def _some(self, groups: list[Rows]) -> list[Array]:
         """Random places, drawn on the host so that both kinds of arrays give the same patches."""

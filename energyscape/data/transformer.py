@@ -119,6 +119,11 @@ def row_blocks(rows: Rows) -> Any:
     return rows.blocks(block_rows(rows.X, 8 * int(np.prod(rows.event_shape))))
 
 
+def apart(part: Array, given: Array) -> Array:
+    """``part`` in memory of its own, so that who writes to it leaves what was given alone."""
+    return part.copy() if namespace(part).may_share_memory(part, given) else part
+
+
 def in_blocks(rows: Rows, function: Callable[[Array], Array], row_bytes: int = 0) -> Array:
     """``function`` of all rows, put together from blocks of rows."""
     size = block_rows(rows.X, row_bytes or 16 * int(np.prod(rows.event_shape)))
@@ -126,7 +131,7 @@ def in_blocks(rows: Rows, function: Callable[[Array], Array], row_bytes: int = 0
     for block in rows.blocks(size):
         part = function(block)
         if len(part) == len(rows):
-            return part
+            return apart(part, block)
         if out is None:
             out = namespace(part).empty((len(rows), *part.shape[1:]), part.dtype)
         out[lo : lo + len(part)] = part

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import clone
-from tqdm import tqdm
 
 from energyscape.backend import Purpose, draw_seed, stream, to_host
 from energyscape.errors import CapabilityError, DivergenceError, EnergyscapeError
@@ -24,6 +23,7 @@ from energyscape.evaluation import metrics
 from energyscape.evaluation.comparison import Comparison
 from energyscape.evaluation.held_out import HeldOut, flat, hold_out, references, separations
 from energyscape.evaluation.metrics import Measure
+from energyscape.progress import Bar
 from energyscape.samplers import AIS
 from energyscape.sources import open_rows
 from energyscape.verbs import check_count, obstacle, speaks
@@ -136,7 +136,7 @@ def compare(
         result.add({"model": reference, "trainer": "", "status": "reference"}, measured)
     ais = AIS() if ais is None else ais
     pairs = [(m, t) for m in named for t in strategies]
-    for name, strategy in tqdm(pairs, unit="pair", file=sys.stderr, disable=not verbose):
+    for name, strategy in Bar(pairs, unit="pair", file=sys.stderr, disable=not verbose):
         run = _Run(named[name], strategies[strategy], data, seed, clock)
         row = {"model": name, "trainer": strategy or run.trainer_name} | run.train(seconds, rows)
         measured, samples = {}, None

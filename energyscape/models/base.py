@@ -315,6 +315,7 @@ class EnergyModel(
 
     def _continue(self, trainer: Any, rows: Rows) -> None:
         """Check that the carried state is what ``trainer`` keeps."""
+        self._check_settings_fit()
         self._settle(rows.X)
         plan = Plan(self.seed_, self._device, 0, None)
         with on_device(self._device):

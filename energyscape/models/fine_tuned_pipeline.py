@@ -175,7 +175,10 @@ class FineTunedPipeline(LabelledModel):
         for i, (_, step) in enumerate(fresh.steps):
             if step.get_params(deep=False).get("random_state", 0) is None:
                 step.set_params(random_state=self.seed_ + i)
-        return fresh.fit(X)
+        fresh.fit(X)
+        for _, step in fresh.steps:
+            vars(step).pop("_kept", None)  # switches of all rows, by which nobody will go back
+        return fresh
 
     def first_params(self, x: Array, dtype: Any) -> Params:
         """The stages' arrays, and a softmax that knows nothing yet."""

@@ -31,6 +31,7 @@ from energyscape.backend import (
     to_device,
     to_host,
 )
+from energyscape.memory import told_of_memory
 from energyscape.models.inputs import as_rows
 from energyscape.models.parameters import ParametersMixin
 from energyscape.models.persistence import PersistenceMixin
@@ -154,13 +155,14 @@ class LabelledModel(ParametersMixin, PersistenceMixin, ClassifierMixin, BaseEsti
         rows, held_out, _ = training.split(trainer, rows, self.seed_)
         epochs = trainer.n_epochs
         plan = Plan(self.seed_, self._device, epochs, epochs, bool(self.verbose))
-        with on_device(self._device):
+        with on_device(self._device), told_of_memory(self, trainer, rows):
             x = training.first_rows(trainer, rows, _FIRST, plan, Purpose.INIT)
             params = self.first_params(x, rows.dtype)
             trainer.validate(self)
             rng = stream(self.seed_, Purpose.START, 0, self._device)
             carry = trainer.start(self, params, x[:1], rng)
-            self._state, self.trainer_ = TrainState(params, carry, n_rows=len(rows)), trainer
+        self._state, self.trainer_ = TrainState(params, carry, n_rows=len(rows)), trainer
+        with on_device(self._device), told_of_memory(self, trainer, rows, self._state):
             training.run(self, trainer, self._state, rows, held_out, plan)
         return self
 

@@ -89,6 +89,16 @@ class PersistenceMixin:
         self._check_shapes()
         self._forget()
 
+    def _check_settings_fit(self: Any) -> None:
+        """Raise ValueError where settings are no longer those of the fitted parameters."""
+        try:
+            self._check_shapes()
+        except ValueError as error:
+            raise ValueError(
+                f"settings of {type(self).__name__} were changed since it was fitted ({error}): "
+                "fit anew, or restore them"
+            ) from error
+
     def _check_shapes(self: Any) -> None:
         wanted = self.param_shapes(self.n_features_in_)
         found = {k: v.shape for k, v in self._state.params.items()}

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, clone
-from tqdm import tqdm
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.errors import CapabilityError, SamplerWarning
+from energyscape.progress import Bar
 from energyscape.registry import register
 from energyscape.samplers.base import (
     Chains,
@@ -401,7 +401,7 @@ def exact_partition(value: float) -> PartitionEstimate:
 
 
 def _progress(steps: range, name: str, verbose: bool) -> Any:
-    return tqdm(steps, desc=name, disable=not verbose, leave=False)
+    return Bar(steps, desc=name, disable=not verbose, leave=False)
 
 
 def _estimate(log_w: np.ndarray, log_z_base: float, sign: int, kind: str) -> PartitionEstimate:

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from tqdm import tqdm
 
 from energyscape.backend import (
     Array,
@@ -26,6 +25,7 @@ from energyscape.backend import (
     to_host,
 )
 from energyscape.errors import CapabilityError, SamplerWarning
+from energyscape.progress import Bar
 from energyscape.registry import registered
 from energyscape.samplers.target import Tag, as_target
 from energyscape.verbs import check_count
@@ -272,7 +272,7 @@ class Sampler(BaseEstimator):
             n_warmup = 500 if adapters else 0
         check_count("n_warmup", n_warmup, 0)
         chains = self.start(target, start, rng)
-        bar = tqdm(total=n_warmup + n_steps, desc=type(self).__name__, disable=not verbose)
+        bar = Bar(total=n_warmup + n_steps, desc=type(self).__name__, disable=not verbose)
         with bar:
             if n_warmup:
                 self._warm_up(target, chains, adapters, n_warmup, rng, bar)

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import erfcinv
 from sklearn.base import clone
-from tqdm import tqdm
 
 from energyscape.backend import Array, namespace, to_host
 from energyscape.errors import CapabilityError
+from energyscape.progress import Bar
 from energyscape.registry import register
 from energyscape.samplers.base import Chains, Info, Sampler, as_stream, need_unit_temperature
 from energyscape.samplers.gibbs import Gibbs
@@ -261,7 +261,7 @@ class ParallelTempering(Sampler):
         chains = tuned.start(target, start, rng)
         adapters = tuned.adapters(persistent=False)
         if adapters:
-            tuned._warm_up(target, chains, adapters, n_steps, rng, tqdm(disable=True))
+            tuned._warm_up(target, chains, adapters, n_steps, rng, Bar(disable=True))
         for _ in range(n_rounds):
             for _ in range(n_steps):
                 tuned.step(target, chains, rng)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
@@ -68,7 +69,8 @@ class Blocks:
     def __init__(
         self, source: Callable[[], Iterable[Any]] | Iterable[Any], n_rows: int | None = None
     ) -> None:
-        if n_rows is not None and (int(n_rows) != n_rows or n_rows < 1):
+        whole = isinstance(n_rows, numbers.Integral) and not isinstance(n_rows, bool)
+        if n_rows is not None and (not whole or n_rows < 1):
             raise ValueError(f"n_rows must be None or an integer of at least 1, got {n_rows!r}")
         self.source, self.n_rows = source, n_rows
         with contextlib.closing(self._items()) as items:
