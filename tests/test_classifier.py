@@ -387,7 +387,14 @@ def test_what_has_no_layers_is_refused_before_it_is_fitted(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [np.array(["five", "a", "six"]), np.array([-1, 7, 3]), np.array([2.0, 1.0, 5.0])]
+    "names",
+    [
+        np.array(["five", "a", "six"]),
+        np.array(["five", "a", "six"], object),
+        np.array([-1, 7, 3]),
+        np.array([-1, 7, 3], np.int8),
+        np.array([2.0, 1.0, 5.0]),
+    ],
 )
 def test_labels_of_any_kind(names: np.ndarray, tmp_path: Any) -> None:
     model = clone(fitted()).fit(X, names[Y])
@@ -396,6 +403,7 @@ def test_labels_of_any_kind(names: np.ndarray, tmp_path: Any) -> None:
     model.save(tmp_path / "model.h5")
     loaded = energyscape.load(tmp_path / "model.h5")
     assert (loaded.predict(X) == model.predict(X)).all()
+    assert loaded.predict(X).dtype == names.dtype
 
 
 def test_two_classes_have_one_decision() -> None:

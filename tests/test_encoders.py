@@ -401,3 +401,24 @@ def test_every_row_is_taught_its_own_code(monkeypatch, tmp_path, stored):
     settings = {"tol": 1e-12, "max_iter": 10_000, "random_state": 0}
     LISTA(16, dictionary=np.eye(16, 12) + 0.1, trainer=trainer, **settings).fit(X)
     assert sum(seen) == 120
+
+
+@pytest.mark.parametrize("model", [LISTA, PSD], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("scale", [1e-13, 1e9])
+def test_learning_does_not_know_the_scale_of_the_rows(model, scale, rng):
+    """In float32, where squares of these are out of range."""
+    X = (rng.laplace(size=(200, 6)) @ rng.standard_normal((6, 6))).astype(np.float32)
+    trainer = Prediction(n_epochs=3) if model is LISTA else EnergyLoss(n_epochs=3)
+    one, other = (
+        model(8, trainer=trainer, random_state=0).fit(x) for x in (X, X * np.float32(scale))
+    )
+    np.testing.assert_allclose(
+        other.transform(X * np.float32(scale)) / scale, one.transform(X), atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("rows", ["zeros", "weak"])
+def test_codes_that_are_all_0_teach_nothing(rows, rng):
+    X = np.zeros((50, 6)) if rows == "zeros" else rng.standard_normal((50, 6))
+    model = LISTA(8, penalty=L1(100.0), trainer=Prediction(n_epochs=2), random_state=0).fit(X)
+    assert not model.transform(X).any()

@@ -28,9 +28,10 @@ from energyscape.models import (
     McRBM,
     MPoT,
     PoT,
+    SparseCoding,
 )
 from energyscape.samplers import AIS, Gibbs
-from energyscape.trainers import CD, FPCD, PCD
+from energyscape.trainers import CD, EM, FPCD, PCD
 
 BITS = CASES[0].data.astype(np.float32)
 SHORT = {"n_epochs": 2, "n_chains": 20}
@@ -232,6 +233,7 @@ def test_clamped_samples_hold_their_values() -> None:
         ({"start": np.full((3, 7), np.nan)}, "start contains NaN"),
         ({"clamp": (np.zeros(7), np.zeros(7))}, "must be boolean"),
         ({"clamp": (np.zeros(6, bool), np.zeros(7))}, r"mask has shape \(6,\)"),
+        ({"clamp": np.zeros((2, 7), bool)}, r"clamp must be a pair \(mask, values\), got ndarray"),
         ({"clamp": (np.zeros(7, bool), np.zeros((2, 7)))}, r"values has shape \(2, 7\)"),
         ({"random_state": -1}, "random_state must be >= 0"),
         ({"random_state": "x"}, "random_state must be an int"),
@@ -406,6 +408,29 @@ def test_callbacks_are_the_users_own_and_see_fresh_likelihoods() -> None:
     model = RBM(4, trainer=PCD(n_epochs=3, callbacks=[recorder]), random_state=0).fit(BITS)
     assert len(set(recorder.seen)) == 3
     assert recorder.seen[-1] == model.log_partition_
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_names_of_features_are_those_of_the_fit(case: Case) -> None:
+    """Whatever the settings are since."""
+    if not hasattr(case.make(), "get_feature_names_out"):
+        return
+    with pytest.raises(NotFittedError):
+        case.make().get_feature_names_out()
+    model = case.make(trainer=short(case.trainers[0], n_epochs=1)).fit(case.data)
+    names = list(model.get_feature_names_out())
+    width = model.transform(case.data).shape[1:]
+    assert len(names) in (np.prod(width), width[-1])  # or of maps
+    if isinstance(model.get_params().get("n_components"), int):
+        model.set_params(n_components=model.n_components + 1)
+        assert list(model.get_feature_names_out()) == names
+
+
+def test_without_a_density_there_is_no_log_partition() -> None:
+    model = SparseCoding(4, trainer=EM(n_epochs=1), random_state=0).fit(CASES[2].data)
+    for name in ("log_partition_", "log_partition_interval_", "log_partition_ess_"):
+        assert not hasattr(model, name)
 
 
 def test_displaying_a_model_estimates_nothing() -> None:

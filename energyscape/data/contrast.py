@@ -8,6 +8,7 @@ A patch keeps its pattern whatever the light: (p - mean(p)) / √(var(p) + ε) (
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,8 @@ class ContrastNormalize(OneToOneFeatureMixin, RowTransformer):
         -------
         self
         """
-        if not 0 <= self.regularization < np.inf:
+        number = isinstance(self.regularization, numbers.Real)
+        if not number or not 0 <= self.regularization < np.inf:
             raise ValueError(
                 "ContrastNormalize.regularization must be >= 0 and finite, got "
                 f"{self.regularization!r}"

@@ -120,7 +120,7 @@ class RandomFilters(ClassNamePrefixFeaturesOutMixin, RowTransformer):
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.n_components)
+        return len(self.components_)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

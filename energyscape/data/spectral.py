@@ -71,12 +71,11 @@ class FrequencyWhitening(Transformer):
         shape = rows.event_shape
         self.n_channels_ = shape[2] if len(shape) == 3 else 1
         self.scale_ = 1.0
-        squares = in_blocks(
-            rows,
-            lambda x: (self._apply(x).astype(np.float64) ** 2).reshape(len(x), -1).mean(axis=1),
-        )
-        spread = float(squares.mean()) ** 0.5
-        self.scale_ = spread if spread > 0 else 1.0
+        after = in_blocks(rows, lambda x: _mean_squares(self._apply(x)))
+        before = in_blocks(rows, _mean_squares)
+        spread, size = (float(squares.mean()) ** 0.5 for squares in (after, before))
+        # What rounding leaves of images that are constant is no pattern.
+        self.scale_ = spread if spread > 16 * np.finfo(rows.dtype).eps * size else 1.0
         return self
 
     def transform(self, X: Any) -> Any:
@@ -115,3 +114,8 @@ class FrequencyWhitening(Transformer):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
         return tags
+
+
+def _mean_squares(x: Array) -> Array:
+    """Of the pixels of each image, float64."""
+    return (x.astype(np.float64) ** 2).reshape(len(x), -1).mean(axis=1)

@@ -9,6 +9,7 @@ the one whitening that moves rows the least, so that images remain images (Bell 
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,8 @@ class _Whitening(RowTransformer):
         return x
 
     def _check_settings(self) -> None:
-        if not 0 <= self.regularization < np.inf:
+        number = isinstance(self.regularization, numbers.Real)
+        if not number or not 0 <= self.regularization < np.inf:
             raise ValueError(
                 f"{type(self).__name__}.regularization must be >= 0 and finite, got "
                 f"{self.regularization!r}"
@@ -144,7 +146,9 @@ class _Whitening(RowTransformer):
         self.epsilon_ = float(self.regularization * value.mean())
         deviation = np.sqrt(value + self.epsilon_)
         # Directions that only rounding gave a variance are constant: they become 0.
-        varies = value + self.epsilon_ > len(value) * np.finfo(np.float64).eps * value[0]
+        eps = np.finfo(np.float64).eps
+        of_mean = 16 * eps * np.linalg.norm(to_host(self.mean_))
+        varies = value + self.epsilon_ > max(len(value) * eps * value[0], of_mean**2)
         scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
         there, back = self._maps(vector, scale, np.where(varies, deviation, 0))
         device = self.mean_

@@ -73,6 +73,8 @@ class EnergyModel(
     nonnegative: bool = False
     # Rows that the history's reconstruction is taken at, up to the trainer's monitor_rows.
     decoded_rows: ClassVar[int] = 1000
+    # The parameter, and its axis, that is as long as codes are.
+    _counted: ClassVar[tuple[str, int]] = ("W", 1)
 
     n_components: int
     trainer: Any
@@ -453,7 +455,8 @@ class EnergyModel(
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.n_components)
+        name, axis = self._counted
+        return int(self._state.params[name].shape[axis])
 
     def _fitted(self, array: Array) -> Any:
         return to_device(array, self._home)

@@ -377,7 +377,7 @@ class ConvSparseModel(ImageFace, SparseModel):
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.n_components)  # type: ignore[arg-type]
+        return len(self._state.params["D"]) // self.period**2
 
     @property
     def filter_shape(self) -> tuple[int, ...]:

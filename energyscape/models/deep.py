@@ -93,7 +93,8 @@ class DeepAutoEncoder(EncoderDecoder):
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.hidden_layer_sizes[-1])
+        biases = [v for key, v in self._state.params.items() if key.startswith("c")]
+        return len(biases[-1])
 
     def check_settings(self) -> None:
         if not isinstance(self.hidden_layer_sizes, Sequence) or not self.hidden_layer_sizes:

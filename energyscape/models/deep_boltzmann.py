@@ -408,8 +408,8 @@ class DeepBoltzmannMachine(BinaryVisible):
 
     @property
     def _n_features_out(self) -> int:
-        sizes = [int(size) for size in self.hidden_layer_sizes]
-        return sizes[-1] if self.features == "last" else sum(sizes)
+        hidden = sum(len(self._state.params[name]) for name in "bc") - self.n_features_in_
+        return int(self.hidden_layer_sizes[-1]) if self.features == "last" else hidden
 
     @property
     def components_(self) -> Any:

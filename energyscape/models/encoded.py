@@ -168,8 +168,9 @@ class EncodedModel(SparseModel):
         encoder, weight = self.chosen_encoder(), self.weight(params)
         units = encoder.curvature(params)
         for name in encoder.names:
-            unit = units.get(name, 1.0) * weight
-            grads[name] /= namespace(grads[name]).asarray(unit, dtype=grads[name].dtype)
+            xp, unit = namespace(grads[name]), units.get(name, 1.0) * weight
+            unit = xp.asarray(unit, dtype=grads[name].dtype)
+            grads[name] /= xp.where(unit > 0, unit, 1)  # 0 where no code ever was: nor is a slope
 
     def weight(self, params: Params) -> Any:
         """How curved the energy is in f(x)."""

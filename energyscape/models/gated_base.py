@@ -207,7 +207,8 @@ class GatedMRF(UnitsFromPass, ConditionalMixin, ScoreMixin, EnergyModel):
 
     @property
     def _n_features_out(self) -> int:
-        return self.n_gates + int(self.n_mean_components)
+        params = self._state.params
+        return sum(len(params[name]) for name in (self.units.name, "c") if name in params)
 
     def precision(self, params: Params) -> Array:
         """1/σ² of u, shape (1,)."""

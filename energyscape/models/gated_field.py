@@ -82,7 +82,8 @@ class GatedField(UnitsFromPass, FieldScoreMixin, ImageModel):
 
     @property
     def _n_units(self) -> int:
-        return self.n_gates + self.layout().sets * int(self.n_mean_components)
+        params = self._state.params
+        return sum(params[name].size for name in (self.units.name, "c") if name in params)
 
     # ------------------------------------------------------------ parameters
 

@@ -153,9 +153,14 @@ class ICA(LinearSources):
     def _count(self, n_features: int) -> int:
         return n_features if self.n_components is None else int(self.n_components)
 
+    @staticmethod
+    def _shown_sources(params: Params) -> int:
+        """How many sources are not Gaussian."""
+        return int((params["sign"] != 0).sum())
+
     @property
     def _n_features_out(self) -> int:
-        return self._count(self.n_features_in_)
+        return self._shown_sources(self._state.params)
 
     @property
     def components_(self) -> Any:
@@ -236,7 +241,7 @@ class ICA(LinearSources):
 
     def encode(self, params: Params, x: Array) -> Array:
         """Sources W(x - m) that are not Gaussian, shape (n, n_components)."""
-        return self.sources(params, x)[:, : self._count(x.shape[1])]
+        return self.sources(params, x)[:, : self._shown_sources(params)]
 
     def decode(self, params: Params, h: Array) -> Array:
         """Mean of x given the sources ``h``, the Gaussian rest at its mean, 0."""

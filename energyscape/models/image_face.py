@@ -66,6 +66,8 @@ class ImageFace:
 
     def read(self: Any, X: Any, reset: bool) -> Rows:
         """Checked images, (n, h, w) or (n, h, w, channels), as rows with a channel axis."""
+        if not reset:
+            self._check_settings_fit()
         rows = as_images(self, X)
         shape = rows.event_shape
         self.check_sides(shape[:2])

@@ -92,6 +92,7 @@ class KMeans(ClusterMixin, EnergyModel):
     """
 
     domain = "real"
+    _counted = ("mu", 0)
     smooth = False
     nonnegative = True
 

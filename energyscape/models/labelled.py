@@ -265,12 +265,13 @@ class LabelledModel(ParametersMixin, PersistenceMixin, ClassifierMixin, BaseEsti
         meta, arrays = super().file_state()
         model, held = io.describe(self.model_)
         arrays |= {f"model/{key}": value for key, value in held.items()}
-        return meta | {"model": model, "classes": to_tree(self.classes_.tolist())}, arrays
+        labels = {"classes": to_tree(self.classes_.tolist()), "labels": self.classes_.dtype.str}
+        return meta | {"model": model} | labels, arrays
 
     def set_file_state(self, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Take up what `file_state` gave."""
         self.model_ = io.restore(meta["model"], io.under(arrays, "model/"))
-        self.classes_ = np.array(from_tree(meta["classes"]))
+        self.classes_ = np.array(from_tree(meta["classes"]), meta.get("labels"))
         super().set_file_state(meta, arrays)
 
     def _forget(self) -> None:

@@ -117,6 +117,8 @@ class LikelihoodMixin:
 
     def _partition_estimate(self: Any) -> PartitionEstimate:
         check_is_fitted(self)
+        if not self.has_density:
+            raise AttributeError(f"{type(self).__name__} has no log Z: its energy has no density")
         # By the step: a callback may ask in the middle of a run.
         if self._partition is None or self._partition[0] != self._state.step:
             self._settle()

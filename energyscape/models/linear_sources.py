@@ -57,6 +57,7 @@ class LinearSources(EnergyModel):
     """What all of them share; each says what its sources cost."""
 
     domain = "real"
+    _counted = ("W", 0)
 
     def source_energy(self, params: Params, u: Array) -> Array:
         """What sources u cost, (n,), float64."""

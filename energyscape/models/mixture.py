@@ -131,6 +131,7 @@ or (n_components,)
     """
 
     domain = "real"
+    _counted = ("w", 0)
 
     def __init__(
         self,
@@ -240,7 +241,7 @@ or (n_components,)
     def log_joint(self, params: Params, x: Array) -> Array:
         """log p(x, k), shape (n, n_components), float64."""
         ready, logs = self._kind.ready(params), self._logs(params)
-        joint = namespace(x).empty((self.n_components, len(x)), np.float64)
+        joint = namespace(x).empty((len(params["M"]), len(x)), np.float64)
         for rows in self._blocks(x):
             joint[:, rows] = _joint(
                 self._kind.distances(ready, self._kind.rows(ready, x[rows])), logs

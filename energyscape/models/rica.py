@@ -130,6 +130,7 @@ class RICA(EnergyFromPass, EnergyModel):
     """
 
     domain = "real"
+    _counted = ("W", 0)
     # exp(-F) has a bounded volume for all W: along an eigenvector of W'W, of eigenvalue a, F is at
     # least ½(1 - a)²t² + λ√a t (or what another penalty pays), and both cannot be small.
     limited = True
@@ -203,10 +204,6 @@ class RICA(EnergyFromPass, EnergyModel):
 
     def _count(self, n_features: int) -> int:
         return n_features if self.n_components is None else int(self.n_components)
-
-    @property
-    def _n_features_out(self) -> int:
-        return self._count(self.n_features_in_)
 
     # ------------------------------------------------------------ parameters
 

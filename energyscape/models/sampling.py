@@ -224,6 +224,8 @@ class SamplingMixin:
         return self.sample_visible(self._params, h, rng)
 
     def _clamp(self: Any, clamp: tuple[Any, Any], n: int) -> tuple[Array, Array]:
+        if not (isinstance(clamp, tuple | list) and len(clamp) == 2):
+            raise ValueError(f"clamp must be a pair (mask, values), got {type(clamp).__name__}")
         mask, values = clamp
         shapes = ((self.n_features_in_,), (n, self.n_features_in_))
         if np.dtype(getattr(mask, "dtype", None) or np.asarray(mask).dtype) != bool:

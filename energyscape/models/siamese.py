@@ -179,6 +179,11 @@ class SiameseEncoder(EnergyFromPass, EnergyModel):
         trainer = self.default_trainer() if self.trainer is None else self.trainer
         return trainer.chosen_loss().metric
 
+    @property
+    def _n_features_out(self) -> int:
+        biases = [v for key, v in self._state.params.items() if key.startswith("c")]
+        return len(biases[-1])
+
     # ------------------------------------------------------------ parameters
 
     def _sizes(self) -> tuple[int, ...]:

@@ -159,7 +159,7 @@ class TiledRBM(UnitsFromPass, ImageModel):
 
     @property
     def _n_units(self) -> int:
-        return self.layout().sets * int(self.n_components)
+        return int(self._state.params["c"].size)
 
     # ------------------------------------------------------------ parameters
 

@@ -48,7 +48,7 @@ class UnrolledEncoder(Encoder):
         between the largest usage and their sum."""
         steps, usage = float(self.n_layers + 1), params["usage"]
         power = steps * params["power"]
-        codes = steps * namespace(usage).sqrt(usage.max() * usage.sum())
+        codes = steps * namespace(usage).sqrt(usage.max()) * namespace(usage).sqrt(usage.sum())
         return {"We": power, "Wt": power, "S": codes, "theta": steps, "gamma": power**2}
 
     def check(self) -> None:

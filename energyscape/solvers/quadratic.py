@@ -174,7 +174,9 @@ def largest_eigenvalue(G: Array) -> float:
     float
     """
     xp = namespace(G)
-    P, log = G, 0.0
+    top = abs(G).max()  # squares of what is far from 1 would leave the range of float32
+    top = xp.where(top > 0, top, 1)
+    P, log = G / top, xp.log(top.astype(np.float64))
     for i in range(_SQUARINGS + 1):
         size = norm(P).astype(np.float64)  # of the last P, Σ λ^64 is its square
         scale = xp.where(size > 0, size, 1.0)
