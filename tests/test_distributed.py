@@ -150,10 +150,10 @@ def test_unequal_chunks_are_spread_evenly(client: Any) -> None:
     addresses = sorted(client.nthreads())
     for chunks in ((299, 1), (300,), (1, 1, 298), (100, 100, 100), (0, 300)):
         X = da.from_array(_bits(300), chunks=(chunks, (12,)))
-        parts = spread(X, client, addresses)
+        parts = spread(X, client, addresses, 60)
         rows = [sum(map(len, client.gather(part.pieces))) for part in parts]
         assert sum(rows) == 300 and min(rows) >= 75, chunks
-    assert [len(part.pieces) for part in spread(da.ones((1, 4)), client, addresses)] == [1]
+    assert [len(part.pieces) for part in spread(da.ones((1, 4)), client, addresses, 60)] == [1]
 
 
 def test_a_second_fit_leaves_nothing_of_the_first(client: Any) -> None:
@@ -211,6 +211,31 @@ def test_a_lost_worker_ends_the_fit_and_fewer_go_on(tmp_path: Path) -> None:
             assert done.n_iter_ == kept.trainer.n_epochs
             with pytest.raises(ValueError, match="had 4000 training rows, X gives 3000"):
                 shared.resume(kept, X[:3000], client)
+
+
+def test_a_silent_worker_ends_the_fit_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is stopped, not dead; and the next fit, which meets it at the door, likewise."""
+    monkeypatch.setattr(client_side, "_GRACE", 1.0)
+    monkeypatch.setattr(client_side, "_PATIENCE", 1.0)
+    long = RBM(4, trainer=CD(n_epochs=100_000, batch_size=20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _start(2) as cluster, dask.Client(cluster) as client:
+            victim = client.run(os.getpid)[sorted(client.nthreads())[1]]
+            # Otherwise a client that waits for it would wait until the test is stopped.
+            for seconds, what in ((2.0, signal.SIGSTOP), (40.0, signal.SIGCONT)):
+                timer = threading.Timer(seconds, os.kill, (victim, what))
+                timer.daemon = True
+                timer.start()
+            started = time.monotonic()
+            with pytest.raises(WorkerLostError, match=r"silent|said nothing"):
+                shared.fit(long, _bits(300), client, timeout=2)
+            with pytest.raises(WorkerLostError, match="said nothing for 2 seconds"):
+                shared.fit(long, _bits(300), client, timeout=2)
+            assert time.monotonic() - started < 30
+            os.kill(victim, signal.SIGCONT)
+            short = RBM(4, trainer=CD(n_epochs=1))
+            assert shared.fit(short, _bits(300), client).n_iter_ == 1
 
 
 def test_what_the_client_asks_by_itself_makes_no_worker_lost(client: Any) -> None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from energyscape.backend import draw_seed
 from energyscape.callbacks import Checkpoint
-from energyscape.distributed.spread import Part, spread
+from energyscape.distributed.spread import Part, ask, spread
 from energyscape.distributed.task import Order, hang_up, open_door, train
 from energyscape.errors import CapabilityError, DataRangeWarning, WorkerLostError
 from energyscape.verbs import check_count
@@ -30,6 +30,8 @@ from energyscape.verbs import check_count
 _log = logging.getLogger("energyscape")
 # Seconds that the other workers get to end by themselves after one has failed.
 _GRACE = 15.0
+# Seconds that workers get to hang up.
+_PATIENCE = 5.0
 
 
 def fit(
@@ -168,11 +170,11 @@ def _run(
     resumes: bool,
 ) -> Any:
     try:
-        with _turn(client) as addresses:
-            parts = spread(data, client, addresses)
-            with _doors(client, parts) as (name, doors):
-                order = Order(name, doors, secrets.token_bytes(32), sync_every, timeout, resumes)
-                fitted, complaint = _Watch(client, model, parts, order).result()
+        with _turn(client) as addresses, _doors(client, addresses, timeout) as (name, doors):
+            parts = spread(data, client, addresses, timeout)
+            doors, token = doors[: len(parts)], secrets.token_bytes(32)
+            order = Order(name, doors, token, sync_every, timeout, resumes)
+            fitted, complaint = _Watch(client, model, parts, order).result()
     except Exception as error:
         if client.status == "running":
             raise
@@ -230,18 +232,20 @@ def _turn(client: Any) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _doors(client: Any, parts: list[Part]) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+def _doors(
+    client: Any, addresses: list[str], timeout: float
+) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     """A listening socket on every worker, and its address; none is left behind."""
     name = f"energyscape-{secrets.token_hex(8)}"
-    addresses = [part.address for part in parts]
     try:
-        doors = client.run(open_door, name, workers=addresses)
+        doors = ask(client, addresses, timeout, open_door, name)
         yield name, [doors[address] for address in addresses]
     finally:
         if client.status == "running":
             here = [address for address in addresses if address in _alive(client)]
             if here:
-                client.run(hang_up, name, workers=here, on_error="ignore")
+                with contextlib.suppress(WorkerLostError):
+                    ask(client, here, _PATIENCE, hang_up, name, on_error="ignore")
 
 
 def _alive(client: Any) -> set[str]:

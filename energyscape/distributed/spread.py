@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from energyscape.data.reading import read_table
+from energyscape.errors import WorkerLostError
 from energyscape.sources import is_stored
 from energyscape.workers import split_evenly
 
@@ -37,7 +38,27 @@ class Part:
     hi: int | None = None
 
 
-def spread(data: Any, client: Any, addresses: list[str]) -> list[Part]:
+def ask(
+    client: Any, addresses: list[str], timeout: float, what: Any, *args: Any, **options: Any
+) -> dict[str, Any]:
+    """What ``what(*args)`` returns on each worker, by its address.
+
+    Raises
+    ------
+    WorkerLostError
+        If one of them says nothing for ``timeout`` seconds.
+    """
+    try:
+        found: dict[str, Any] = client.run(
+            what, *args, workers=addresses, callback_timeout=timeout, **options
+        )
+    except TimeoutError as error:
+        words = f"one of {len(addresses)} workers has said nothing for {timeout:g} seconds"
+        raise WorkerLostError(words) from error
+    return found
+
+
+def spread(data: Any, client: Any, addresses: list[str], timeout: float) -> list[Part]:
     """Parts of ``data`` for workers at ``addresses``, or for fewer where rows do not reach.
 
     Parameters
@@ -47,6 +68,8 @@ def spread(data: Any, client: Any, addresses: list[str]) -> list[Part]:
         ``file`` or ``file:name``.
     client : distributed.Client
     addresses : list of str
+    timeout : float
+        Seconds that workers get to look at files.
 
     Raises
     ------
@@ -56,7 +79,7 @@ def spread(data: Any, client: Any, addresses: list[str]) -> list[Part]:
     if isinstance(data, str):
         data = [data]
     if isinstance(data, list | tuple) and data and all(isinstance(name, str) for name in data):
-        return _spread_files(list(data), client, addresses)
+        return _spread_files(list(data), client, addresses, timeout)
     if hasattr(data, "__dask_keys__") and hasattr(data, "chunks"):
         return _spread_chunks(data, client, addresses)
     if is_stored(data):
@@ -141,9 +164,11 @@ def _key(nested: Any) -> Any:
     return nested
 
 
-def _spread_files(names: list[str], client: Any, addresses: list[str]) -> list[Part]:
+def _spread_files(
+    names: list[str], client: Any, addresses: list[str], timeout: float
+) -> list[Part]:
     """Ranges of the rows of all files, one after the other; each is seen by every worker."""
-    seen = client.run(look_at, names, workers=addresses)
+    seen = ask(client, addresses, timeout, look_at, names)
     for address, found in seen.items():
         for name, what in zip(names, found, strict=True):
             if isinstance(what, str):
