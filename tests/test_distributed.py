@@ -394,6 +394,32 @@ def test_an_error_of_a_worker_is_told_as_it_is(client: Any) -> None:
     assert not hasattr(model, "params_")
 
 
+def test_a_failed_fit_lets_go_of_its_rows(client: Any, tmp_path: Path) -> None:
+    """Files can be written at once, and nothing stays in the workers' memory."""
+
+    def left() -> int:
+        import gc
+
+        from energyscape.sources import Rows
+
+        return sum(isinstance(thing, Rows) for thing in gc.get_objects())
+
+    X, name = _reals(300), str(tmp_path / "rows.h5")
+    with h5py.File(name, "w") as file:
+        file["X"] = np.where(np.arange(6) == 5, np.nan, X)
+    before = client.run(left)
+    for rows, model, error in (
+        (name, RBM(4, trainer=CD(n_epochs=1)), ValueError),
+        ([name, name], RBM(4, trainer=CD(n_epochs=1)), ValueError),
+        (X, AutoEncoder(4, trainer=Reconstruction(learning_rate=1e200)), DivergenceError),
+    ):
+        with pytest.raises(error):
+            shared.fit(model, rows, client)
+        assert client.run(left) == before
+        with h5py.File(name, "r+"):
+            pass
+
+
 def test_clients_that_cannot_are_refused() -> None:
     X, model = _bits(50), RBM(4, trainer=CD(n_epochs=1))
     with pytest.raises(TypeError, match=r"must be a dask\.distributed\.Client, got str"):

@@ -236,16 +236,17 @@ def _doors(
     client: Any, addresses: list[str], timeout: float
 ) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     """A listening socket on every worker, and its address; none is left behind."""
-    name = f"energyscape-{secrets.token_hex(8)}"
+    name, failed = f"energyscape-{secrets.token_hex(8)}", True
     try:
         doors = ask(client, addresses, timeout, open_door, name)
         yield name, [doors[address] for address in addresses]
+        failed = False
     finally:
         if client.status == "running":
             here = [address for address in addresses if address in _alive(client)]
             if here:
                 with contextlib.suppress(WorkerLostError):
-                    ask(client, here, _PATIENCE, hang_up, name, on_error="ignore")
+                    ask(client, here, _PATIENCE, hang_up, name, failed, on_error="ignore")
 
 
 def _alive(client: Any) -> set[str]:

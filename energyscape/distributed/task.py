@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import logging
 import socket
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import h5py
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -23,7 +25,7 @@ from energyscape.distributed.sockets import SocketWorkers
 from energyscape.distributed.spread import Part
 from energyscape.errors import DeviceError, WorkerLostError
 from energyscape.models.inputs import range_complaint
-from energyscape.sources import Rows, is_stored
+from energyscape.sources import Pieces, Rows, is_stored
 from energyscape.workers import Workers, first_word
 
 _log = logging.getLogger("energyscape")
@@ -73,7 +75,7 @@ def open_door(name: str, dask_worker: Any = None) -> tuple[str, int]:
     return host, port
 
 
-def hang_up(name: str, dask_worker: Any = None) -> None:
+def hang_up(name: str, failed: bool, dask_worker: Any = None) -> None:
     """End this worker's part in a fit, wherever it is."""
     where = name, dask_worker.address
     door, present = _DOORS.pop(where, None), _PRESENT.pop(where, None)
@@ -81,6 +83,8 @@ def hang_up(name: str, dask_worker: Any = None) -> None:
         door.close()
     if present is not None:
         present.abort()
+    if failed:  # the error and Dask's frames hold each other, and these the rows
+        gc.collect()
 
 
 class _Reporter:
@@ -126,10 +130,7 @@ def train(model: Any, pieces: list[Any], part: Part, rank: int, order: Order) ->
 
     here = get_worker()
     quick = threadpool_limits(here.state.nthreads), kept_memory()
-    with _present(order, rank, here.address) as sockets, quick[0], quick[1]:
-        if isinstance(pieces[0], str):
-            pieces = [read_table(name).X for name in pieces]
-        X = pieces[0] if len(pieces) == 1 else _joined(pieces)
+    with _present(order, rank, here.address) as sockets, quick[0], quick[1], _opened(pieces) as X:
         device = resolve_device(model.device, X)
         workers = _on_device(sockets, device)
         _PRESENT[order.name, here.address] = workers
@@ -137,6 +138,20 @@ def train(model: Any, pieces: list[Any], part: Part, rank: int, order: Order) ->
         model = copy.deepcopy(model)  # workers of one process are shipped one object
         complaint = _learn(model, X, part, workers, device, order.resumes)
         return (model, complaint) if rank == 0 else None
+
+
+@contextlib.contextmanager
+def _opened(pieces: list[Any]) -> Iterator[Any]:
+    """Rows of all pieces; files stay open, and locked, for as long as they are read."""
+    with contextlib.ExitStack() as files:
+        arrays = []
+        for piece in pieces:
+            X = read_table(piece).X if isinstance(piece, str) else piece
+            for array in [part.X for part in X.pieces] if isinstance(X, Pieces) else [X]:
+                if isinstance(array, h5py.Dataset):
+                    files.callback(array.file.close)
+                arrays.append(array)
+        yield arrays[0] if len(arrays) == 1 else _joined(arrays)
 
 
 def _joined(pieces: list[Any]) -> Any:
