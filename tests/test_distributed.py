@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -133,6 +134,17 @@ def test_chunks_slices_and_files_are_the_same_rows(client: Any, tmp_path: Path) 
     assert shared.fit(RBM(5, trainer=CD(n_epochs=1)), one, client)._state.n_rows == 300
 
 
+def test_chunks_belong_to_the_client_that_is_given(client: Any) -> None:
+    """Which need not be the one that Dask takes by default."""
+    X = da.from_array(_bits(300), chunks=(100, 12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _start(1) as cluster, dask.Client(cluster, set_as_default=False) as other:
+            for rows in (X, X[X.sum(axis=1) > -1]):
+                model = RBM(5, trainer=CD(n_epochs=1))
+                assert shared.fit(model, other.persist(rows), other)._state.n_rows == 300
+
+
 def test_principal_components_of_files_are_those_of_the_array(client: Any, tmp_path: Path) -> None:
     """Exactly the rows of the files, each once: their covariance, to the rounding of its sums."""
     X = _reals(301)
@@ -165,15 +177,23 @@ def test_a_second_fit_leaves_nothing_of_the_first(client: Any) -> None:
     assert len(model.predict(_reals(301))) == 301
 
 
-def test_workers_of_one_process(tmp_path: Path) -> None:
-    """And a checkpoint in a folder that only the workers are asked for."""
-    X = _bits(100)
+def test_workers_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a checkpoint in a folder that only the workers are asked for. BLAS keeps its threads:
+    a limit would be one of the whole process, and two that overlap are not taken back."""
+    X, limits = _bits(100), list[Any]()
+
+    def limit(n: Any) -> Any:
+        limits.append(n)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(task, "threadpool_limits", limit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cluster = dask.LocalCluster(n_workers=2, processes=False, dashboard_address=":0")
         with cluster, dask.Client(cluster) as client:
             trainer = CD(n_epochs=2, callbacks=[Checkpoint(tmp_path / "m.h5")])
             assert shared.fit(RBM(3, trainer=trainer), X, client).n_iter_ == 2
+    assert limits == [None, None]
     assert energyscape.load(tmp_path / "m.h5").n_iter_ == 2
 
 

@@ -171,7 +171,8 @@ def _run(
 ) -> Any:
     try:
         with _turn(client) as addresses, _doors(client, addresses, timeout) as (name, doors):
-            parts = spread(data, client, addresses, timeout)
+            with client.as_current():  # Dask asks for the chunks of rows by whichever is
+                parts = spread(data, client, addresses, timeout)
             doors, token = doors[: len(parts)], secrets.token_bytes(32)
             order = Order(name, doors, token, sync_every, timeout, resumes)
             fitted, complaint = _Watch(client, model, parts, order).result()

@@ -129,7 +129,9 @@ def train(model: Any, pieces: list[Any], part: Part, rank: int, order: Order) ->
     from distributed import get_worker
 
     here = get_worker()
-    quick = threadpool_limits(here.state.nthreads), kept_memory()
+    # A limit holds for a process: workers that are threads would change it for their user.
+    n_threads = None if here.address.startswith("inproc://") else here.state.nthreads
+    quick = threadpool_limits(n_threads), kept_memory()
     with _present(order, rank, here.address) as sockets, quick[0], quick[1], _opened(pieces) as X:
         device = resolve_device(model.device, X)
         workers = _on_device(sockets, device)
