@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from energyscape import distributed
+from energyscape.data.reading import read_table
+from energyscape.sources import is_stored
 
 _ON_DISK = (".h5", ".hdf5", ".npy")
 
@@ -38,8 +41,10 @@ def train_on_cluster(
     Epochs are told (by ``emit``) at the end: callbacks run where worker 0 is.
     """
     data, name = X, str(options.data).rpartition(":")[0] or options.data
-    if Path(name).suffix in _ON_DISK and not options.binarize and len(X.shape) == 2:
-        data = [str(Path(name).resolve()) + str(options.data)[len(name) :]]
+    on_disk = Path(name).suffix in _ON_DISK or (glob.has_magic(name) and is_stored(X))
+    if on_disk and not options.binarize:
+        if read_table(options.data, mapped=True).X.shape == X.shape:
+            data = [str(Path(name).resolve()) + str(options.data)[len(name) :]]
     train = distributed.resume if resumes else distributed.fit
     with _client(options.cluster) as client:
         done = model.n_iter_ if resumes else 0

@@ -304,6 +304,14 @@ def test_large_npy_is_mapped(tmp_path: Path, monkeypatch: Any) -> None:
     assert isinstance(table.X, np.memmap) and table.X.shape == (2, 6)
 
 
+def test_mapped_files_stay_as_they_are(tmp_path: Path) -> None:
+    X = np.arange(24.0).reshape(2, 3, 4)
+    np.save(tmp_path / "X.npy", X)
+    mapped = read_table(str(tmp_path / "X.npy"), mapped=True).X
+    assert isinstance(mapped, np.memmap) and mapped.shape == (2, 3, 4)
+    assert read_table(str(tmp_path / "X.npy")).X.shape == (2, 12)
+
+
 def test_several_files_are_one_set_of_rows(tmp_path: Path) -> None:
     _save(tmp_path / "b.h5", X=ROWS, y=np.arange(len(ROWS)))
     np.save(tmp_path / "a.npy", ROWS[:1])

@@ -37,6 +37,7 @@ from energyscape.models import (
     PCA,
     RBM,
     AutoEncoder,
+    ConvSparseCoding,
     DeepBoltzmannMachine,
     GaussianMixture,
     KMeans,
@@ -44,6 +45,7 @@ from energyscape.models import (
     SparseCoding,
     StackedAutoEncoder,
 )
+from energyscape.sources import is_stored
 from energyscape.trainers import CD, EM, PCD, Reconstruction, ScoreMatching
 from energyscape.workers import Workers
 
@@ -155,6 +157,23 @@ def test_principal_components_of_files_are_those_of_the_array(client: Any, tmp_p
             file["rows"], file["other"] = X[rows], np.zeros((3, 3))
     fitted = shared.fit(PCA(3), names, client)
     assert_allclose(fitted.explained_variance_, PCA(3).fit(X).explained_variance_, rtol=1e-9)
+
+
+def test_files_are_read_where_they_lie(client: Any, tmp_path: Path) -> None:
+    """Small ones too, of both kinds together, and images as images."""
+    X = _reals(120)
+    np.save(tmp_path / "a.npy", X[:50])
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["X"] = X[50:]
+    for names in (["a.npy", "b.h5"], ["b.h5", "a.npy"]):
+        with task._opened([str(tmp_path / name) for name in names]) as opened:
+            assert all(map(is_stored, opened))
+        fitted = shared.fit(PCA(3), [str(tmp_path / name) for name in names], client)
+        assert_allclose(fitted.explained_variance_, PCA(3).fit(X).explained_variance_, rtol=1e-9)
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((60, 8, 8)))
+    model = ConvSparseCoding(2)
+    model.trainer = model.default_trainer().set_params(n_epochs=1, batch_size=10)
+    assert shared.fit(model, str(tmp_path / "images.npy"), client)._state.n_rows == 60
 
 
 def test_unequal_chunks_are_spread_evenly(client: Any) -> None:

@@ -38,7 +38,7 @@ class Table:
     image_shape: tuple[int, ...] | None = None
 
 
-def read_table(spec: str) -> Table:
+def read_table(spec: str, mapped: bool = False) -> Table:
     """Rows from a file, a folder of images, or a known set.
 
     Parameters
@@ -49,6 +49,8 @@ def read_table(spec: str) -> Table:
         picks an array; else the one called X, or the only one. A labels array is called y. With
         ``*``, ``?`` or ``[...]``, all ``.npy`` and ``.h5`` files that match, in the order of their
         names, are one set of rows, which stay on disk.
+    mapped : bool, default=False
+        Leave ``.npy`` files of any size on disk, and images in files as they are.
 
     Returns
     -------
@@ -73,10 +75,12 @@ def read_table(spec: str) -> Table:
         raise FileNotFoundError(
             f"{spec!r} is neither a file, nor a folder, nor one of {', '.join(_KNOWN)}"
         )
-    reader = {".npy": _read_npy, ".npz": _read_npz, ".h5": _read_h5, ".hdf5": _read_h5}
+    npy = _map_npy if mapped else _read_npy
+    reader = {".npy": npy, ".npz": _read_npz, ".h5": _read_h5, ".hdf5": _read_h5}
     if path.suffix not in reader:
         raise ValueError(f"{path} is none of {', '.join(reader)}, and no folder of images")
-    return _flat(reader[path.suffix](path, key))
+    table = reader[path.suffix](path, key)
+    return table if mapped else _flat(table)
 
 
 def _read_many(pattern: str, key: str) -> Table:

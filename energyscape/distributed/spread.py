@@ -183,6 +183,8 @@ def _spread_files(
                     "workers must see the same files"
                 )
     for name, (shape, dtype) in zip(names, first, strict=True):
+        if len(shape) < 2:
+            raise ValueError(f"{name}: Expected 2D array, got {len(shape)}D array instead")
         if shape[1:] != first[0][0][1:] or dtype != first[0][1]:
             raise ValueError(
                 f"{name} has rows {shape[1:]} of {dtype}, but {names[0]} has {first[0][0][1:]} of "
@@ -208,7 +210,7 @@ def look_at(names: Sequence[str]) -> list[Any]:
     found: list[Any] = []
     for name in names:
         try:
-            X = read_table(name).X
+            X = read_table(name, mapped=True).X
             found.append((tuple(int(size) for size in X.shape), str(X.dtype)))
         except FileNotFoundError as error:
             found.append(f"missing: {error}")

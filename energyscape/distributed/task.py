@@ -148,7 +148,7 @@ def _opened(pieces: list[Any]) -> Iterator[Any]:
     with contextlib.ExitStack() as files:
         arrays = []
         for piece in pieces:
-            X = read_table(piece).X if isinstance(piece, str) else piece
+            X = read_table(piece, mapped=True).X if isinstance(piece, str) else piece
             for array in [part.X for part in X.pieces] if isinstance(X, Pieces) else [X]:
                 if isinstance(array, h5py.Dataset):
                     files.callback(array.file.close)
@@ -158,7 +158,7 @@ def _opened(pieces: list[Any]) -> Iterator[Any]:
 
 def _joined(pieces: list[Any]) -> Any:
     """Arrays in memory one after the other; what is on disk stays apart."""
-    if is_stored(pieces[0]):
+    if any(map(is_stored, pieces)):
         return pieces
     return namespace(pieces[0]).concatenate(pieces)
 
