@@ -42,9 +42,9 @@ def train_on_cluster(
     """
     data, name = X, str(options.data).rpartition(":")[0] or options.data
     on_disk = Path(name).suffix in _ON_DISK or (glob.has_magic(name) and is_stored(X))
-    if on_disk and not options.binarize:
-        if read_table(options.data, mapped=True).X.shape == X.shape:
-            data = [str(Path(name).resolve()) + str(options.data)[len(name) :]]
+    as_is = on_disk and not options.binarize
+    if as_is and read_table(options.data, mapped=True).X.shape == X.shape:
+        data = [str(Path(name).resolve()) + str(options.data)[len(name) :]]
     train = distributed.resume if resumes else distributed.fit
     with _client(options.cluster) as client:
         done = model.n_iter_ if resumes else 0

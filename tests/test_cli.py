@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 import energyscape
-from energyscape import cli
+from energyscape import cli, cli_cluster
 from energyscape.callbacks import Checkpoint, EarlyStopping, JsonLines
 from energyscape.corruptions import Binarize
 from energyscape.data import load_digits
@@ -122,6 +123,28 @@ def test_train_on_a_cluster_of_processes(run: Any, tmp_path: Path) -> None:
     again = run("train", data, "-t", "n_epochs=4", *words, "--resume")
     assert [r.get("epoch") for r in again.records] == [4, None]
     assert list(energyscape.load(out).trainer.callbacks) == []
+
+
+def test_files_for_a_cluster_are_read_by_its_workers(
+    run: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """Where they see what the model is given: by any pattern, but not images as rows."""
+    given = []
+
+    def fit(model: Any, data: Any, *args: Any, **options: Any) -> None:
+        given.append(data)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli_cluster, "_client", lambda where: contextlib.nullcontext())
+    monkeypatch.setattr(cli_cluster.distributed, "fit", fit)
+    (tmp_path / "parts").mkdir()
+    np.save(tmp_path / "parts" / "a.npy", BITS)
+    np.save(tmp_path / "images.npy", BITS[:, None])
+    for data in ("parts/*", "parts/a.npy", "images.npy"):
+        words = ("--cluster", 2, "--quiet", "--out", tmp_path / "m.h5")
+        assert run("train", tmp_path / data, *words).code == 1
+    assert given[:2] == [[str(tmp_path / "parts" / "*")], [str(tmp_path / "parts" / "a.npy")]]
+    assert given[2].shape == BITS.shape
 
 
 def test_clusters_that_are_none(run: Any, bits: Path, tmp_path: Path) -> None:

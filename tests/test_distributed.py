@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse
 from crew import together
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
@@ -174,6 +175,24 @@ def test_files_are_read_where_they_lie(client: Any, tmp_path: Path) -> None:
     model = ConvSparseCoding(2)
     model.trainer = model.default_trainer().set_params(n_epochs=1, batch_size=10)
     assert shared.fit(model, str(tmp_path / "images.npy"), client)._state.n_rows == 60
+
+
+def test_names_are_patterns_and_paths_too(client: Any, tmp_path: Path) -> None:
+    X = _reals(120)
+    for i in range(4):
+        with h5py.File(tmp_path / f"{'ab'[i % 2]}{i}.h5", "w") as file:
+            file["X"] = X[30 * i : 30 * i + 30]
+    expected = PCA(3).fit(X).explained_variance_
+    files = sorted(tmp_path.iterdir())
+    for data in (files, [f"{tmp_path}/a*.h5", tmp_path / "b*.h5"], tmp_path / "*.h5"):
+        assert_allclose(shared.fit(PCA(3), data, client).explained_variance_, expected, rtol=1e-9)
+
+
+def test_sparse_chunks_are_rows(client: Any) -> None:
+    X = _bits(300)
+    chunks = da.from_array(X, chunks=(50, 12)).map_blocks(scipy.sparse.csr_matrix)
+    sparse = shared.fit(RBM(4, trainer=CD(n_epochs=2), random_state=0), chunks, client)
+    assert sparse._state.n_rows == 300
 
 
 def test_unequal_chunks_are_spread_evenly(client: Any) -> None:
@@ -378,6 +397,16 @@ def test_bad_rows_are_refused(client: Any, tmp_path: Path) -> None:
             shared.fit(model, file["X"], client)
     with pytest.raises(TypeError, match=r"dask\.array, an array, or a list"):
         shared.fit(model, iter([1, 2]), client)
+    for rows in (np.zeros(5), da.zeros(5), da.asarray(1.0)):
+        with pytest.raises(ValueError, match=r"Expected 2D array, got [01]D"):
+            shared.fit(model, rows, client)
+    with pytest.raises(ValueError, match="list of files is empty"):
+        shared.fit(model, [], client)
+    ragged = da.zeros((60, 4), chunks=(10, 4)).map_blocks(
+        lambda x, block_info: x[:, block_info[0]["chunk-location"][0] % 2 :], dtype=float
+    )
+    with pytest.raises(ValueError, match="must have the same columns"):
+        shared.fit(model, ragged, client)
     with pytest.raises(ValueError, match="0 sample"):
         shared.fit(model, np.zeros((0, 4)), client)
     with pytest.raises(ValueError, match="NaN"):

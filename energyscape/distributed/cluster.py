@@ -50,10 +50,10 @@ def fit(
         Any whose step is a sum over rows; it gets the fitted attributes. With ``device="cuda"``
         each worker uses its GPU, and sums go over NCCL. Callbacks run on worker 0, and a
         `Checkpoint` writes there.
-    data : dask.array, array, or list of str
+    data : dask.array, array, or list of str or path-like
         Rows (n, n_features), or images where the model takes them. Chunks of a ``dask.array`` are
-        kept in the workers' memory. HDF5 or .npy files, as ``file`` or ``file:name``, are read by
-        blocks where they lie, and must be seen by all workers under that name.
+        kept in the workers' memory. HDF5 or .npy files, as ``file``, ``file:name`` or a pattern,
+        are read by blocks where they lie, and must be seen by all workers under that name.
     client : distributed.Client
     sync_every : int, default=1
         Updates between two sums. 1: gradients (or sufficient statistics) are added up for every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,9 +64,9 @@ def spread(data: Any, client: Any, addresses: list[str], timeout: float) -> list
 
     Parameters
     ----------
-    data : dask.array, array, or sequence of str
+    data : dask.array, array, path-like, or sequence of these names
         Rows (n, n_features), or images; or HDF5 or .npy files that all workers see, each as
-        ``file`` or ``file:name``.
+        ``file``, ``file:name`` or a pattern.
     client : distributed.Client
     addresses : list of str
     timeout : float
@@ -76,18 +77,22 @@ def spread(data: Any, client: Any, addresses: list[str], timeout: float) -> list
     FileNotFoundError, ValueError, TypeError
         Naming the file, the worker, and what is wrong with it.
     """
-    if isinstance(data, str):
+    if isinstance(data, str | os.PathLike):
         data = [data]
-    if isinstance(data, list | tuple) and data and all(isinstance(name, str) for name in data):
-        return _spread_files(list(data), client, addresses, timeout)
-    if hasattr(data, "__dask_keys__") and hasattr(data, "chunks"):
-        return _spread_chunks(data, client, addresses)
+    if isinstance(data, list | tuple) and all(isinstance(x, str | os.PathLike) for x in data):
+        if not data:
+            raise ValueError("the list of files is empty")
+        return _spread_files([os.fspath(name) for name in data], client, addresses, timeout)
     if is_stored(data):
         raise TypeError(
             "rows on disk are read by the workers, not sent there: give the names of their files, "
             'as "file.h5" or "file.h5:name"'
         )
-    if hasattr(data, "shape") and hasattr(data, "__getitem__") and len(data.shape) > 1:
+    if hasattr(data, "shape") and len(data.shape) < 2:
+        raise ValueError(f"Expected 2D array, got {len(data.shape)}D array instead")
+    if hasattr(data, "__dask_keys__") and hasattr(data, "chunks"):
+        return _spread_chunks(data, client, addresses)
+    if hasattr(data, "shape") and hasattr(data, "__getitem__"):
         return _spread_array(data, client, addresses)
     raise TypeError(
         "rows come as a dask.array, an array, or a list of HDF5 files that all workers see; got "

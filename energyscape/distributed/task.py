@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import scipy.sparse
 from threadpoolctl import threadpool_limits
 
 from energyscape.backend import namespace, resolve_device
@@ -160,6 +161,14 @@ def _joined(pieces: list[Any]) -> Any:
     """Arrays in memory one after the other; what is on disk stays apart."""
     if any(map(is_stored, pieces)):
         return pieces
+    for i, piece in enumerate(pieces):
+        if piece.shape[1:] != pieces[0].shape[1:]:
+            raise ValueError(
+                f"chunk {i} of a worker has rows {piece.shape[1:]}, its first has "
+                f"{pieces[0].shape[1:]}: all must have the same columns"
+            )
+    if any(map(scipy.sparse.issparse, pieces)):
+        return scipy.sparse.vstack(pieces, format="csr")
     return namespace(pieces[0]).concatenate(pieces)
 
 
