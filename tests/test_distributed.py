@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -296,6 +298,41 @@ def test_a_silent_worker_ends_the_fit_in_time(monkeypatch: pytest.MonkeyPatch) -
             assert shared.fit(short, _bits(300), client).n_iter_ == 1
 
 
+def test_a_scheduler_that_dies_is_named_with_the_checkpoint(tmp_path: Path) -> None:
+    path, file = tmp_path / "machine.h5", tmp_path / "scheduler.json"
+    dask_command = [sys.executable, "-m", "dask"]
+    common = ["--no-dashboard", "--scheduler-file", str(file)]
+    long = RBM(4, trainer=CD(n_epochs=100_000, batch_size=20, callbacks=[Checkpoint(path)]))
+    with contextlib.ExitStack() as processes:
+
+        def start(*words: str) -> Any:
+            process = subprocess.Popen([*dask_command, *words, *common], stderr=subprocess.DEVNULL)
+            processes.callback(process.wait)
+            processes.callback(process.kill)
+            return process
+
+        scheduler = start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        while not file.exists() or not file.stat().st_size:
+            time.sleep(0.05)
+        start("worker", "--no-nanny", "--nthreads", "1", "--memory-limit", "0")
+
+        def kill() -> None:
+            while not path.exists():
+                time.sleep(0.01)
+            scheduler.kill()
+
+        killer = threading.Thread(target=kill)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            client = dask.Client(scheduler_file=str(file), set_as_default=False)
+            client.wait_for_workers(1, timeout=60)
+            killer.start()
+            with pytest.raises(WorkerLostError, match=r"scheduler is gone; .*machine\.h5"):
+                shared.fit(long, _bits(300), client)
+            killer.join()
+            client.close()
+
+
 def test_what_the_client_asks_by_itself_makes_no_worker_lost(client: Any) -> None:
     with (
         dask_config.set({"distributed.client.scheduler-info-interval": "1ms"}),
@@ -503,7 +540,7 @@ def test_clients_that_cannot_are_refused() -> None:
             later = threading.Timer(3.0, client.close)
             later.start()
             long = RBM(4, trainer=CD(n_epochs=100_000, batch_size=1))
-            with pytest.raises(ValueError, match="closed during the fit"):
+            with pytest.raises(ValueError, match=r"closed during the fit.*no checkpoint"):
                 shared.fit(long, X, client)
             later.join()
         nobody = pytest.raises(ValueError, match="has no workers")

@@ -75,8 +75,8 @@ def fit(
     ValueError, TypeError
         For settings, rows, or a client that is closed or asynchronous, or has no workers.
     WorkerLostError
-        If a worker ends or falls silent; the message names the last checkpoint. `resume` goes on
-        from there, with whatever workers are left.
+        If a worker or the scheduler ends or falls silent; the message names the last checkpoint.
+        `resume` goes on from there, with whatever workers are left.
     DivergenceError
         As from ``fit``; the estimator stays as it was.
 
@@ -169,18 +169,23 @@ def _run(
     timeout: float,
     resumes: bool,
 ) -> Any:
+    watch = None
     try:
         with _turn(client) as addresses, _doors(client, addresses, timeout) as (name, doors):
             with client.as_current():  # Dask asks for the chunks of rows by whichever is
                 parts = spread(data, client, addresses, timeout)
             doors, token = doors[: len(parts)], secrets.token_bytes(32)
             order = Order(name, doors, token, sync_every, timeout, resumes)
-            fitted, complaint = _Watch(client, model, parts, order).result()
+            watch = _Watch(client, model, parts, order)
+            fitted, complaint = watch.result()
     except Exception as error:
         if client.status == "running":
             raise
+        way_out = "no epoch had begun" if watch is None else watch.way_out()
+        if client.status == "connecting":  # to whoever closes it that is "closing" or "closed"
+            raise WorkerLostError(f"the scheduler is gone; {way_out}") from error
         words = f"the client was closed during the fit ({type(error).__name__}): connect a new one"
-        raise ValueError(words) from error
+        raise ValueError(f"{words}; {way_out}") from error
     if complaint is not None:
         warnings.warn(complaint, DataRangeWarning, stacklevel=3)
     settings = estimator.get_params(deep=False)
@@ -225,7 +230,7 @@ def _turn(client: Any) -> Iterator[list[str]]:
         finally:
             if client.status == "running":
                 lock.release()
-            else:
+            elif client.status != "connecting":  # a scheduler that is gone has no turns to give
                 _log.warning(
                     "the client was closed before it could give the workers back: other fits wait "
                     "for them until the scheduler is started anew"
@@ -354,9 +359,10 @@ class _Watch:
             words = f"worker {', '.join(gone)} is gone"
         else:
             words = str(errors[0]) if errors else "a worker is gone"
-        return WorkerLostError(f"{words}; {self._way_out()}")
+        return WorkerLostError(f"{words}; {self.way_out()}")
 
-    def _way_out(self) -> str:
+    def way_out(self) -> str:
+        """Where a fit that was cut off can go on."""
         begun = self.model._state.epoch if self.model.__sklearn_is_fitted__() else 0
         epochs = max((report["epoch"] for report in self.told.values()), default=begun)
         for callback in getattr(self.model.trainer, "callbacks", ()):
