@@ -32,7 +32,8 @@ class Checkpoint(BaseEstimator):
     path : str or path-like
         Where to; ``{epoch}`` in it is replaced, otherwise each save replaces the last.
     every : int, default 1
-        Epochs between saves. An interrupted run saves its last finished epoch too.
+        Epochs between saves. A run that is interrupted saves its last finished epoch too if it is
+        alone; on a cluster, epochs since the last save are lost.
     """
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1) -> None:

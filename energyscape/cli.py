@@ -1,7 +1,8 @@
 """The command line: train, sample, features, evaluate, diagnose, compare, plot.
 
 Results are JSON lines on stdout, progress and log go to stderr. Exit codes: 0 done, 1 failed,
-2 wrong usage, 130 interrupted (with a checkpoint).
+2 wrong usage, 130 interrupted (with a checkpoint of the last epoch if the run is alone; on a
+cluster, epochs since the last save are lost).
 """
 
 from __future__ import annotations

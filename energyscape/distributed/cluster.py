@@ -42,7 +42,9 @@ def fit(
     The same trainer with the same settings: a batch of ``batch_size`` rows is made of rows of every
     worker, and so are the ``n_chains`` chains. Rows are shuffled within each worker. What workers
     draw is their own, so that the model is not that of one process bit for bit, but another draw of
-    the same training.
+    the same training. ``random_state`` gives the same model again for the same array or files and
+    as many workers; chunks of a ``dask.array`` are trained on where they happen to lie, and may
+    make another draw each time.
 
     Parameters
     ----------
@@ -79,6 +81,8 @@ def fit(
         `resume` goes on from there, with whatever workers are left.
     DivergenceError
         As from ``fit``; the estimator stays as it was.
+    KeyboardInterrupt
+        Likewise; epochs since the last checkpoint are lost, as worker 0 is not told of it.
 
     Examples
     --------
