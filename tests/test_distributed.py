@@ -215,6 +215,8 @@ def test_a_second_fit_leaves_nothing_of_the_first(client: Any) -> None:
     with pytest.raises(AttributeError, match="nor after one by workers"):
         _ = model.labels_
     assert len(model.predict(_reals(301))) == 301
+    topics = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.get_events()))
+    assert [name for name in topics if name.startswith("energyscape")] == ["energyscape"]
 
 
 def test_workers_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from energyscape.backend import draw_seed
 from energyscape.callbacks import Checkpoint
 from energyscape.distributed.spread import Part, ask, spread
-from energyscape.distributed.task import Order, hang_up, open_door, train
+from energyscape.distributed.task import TOPIC, Order, hang_up, open_door, train
 from energyscape.errors import CapabilityError, DataRangeWarning, WorkerLostError
 from energyscape.verbs import check_count
 
@@ -272,8 +272,8 @@ class _Watch:
         self.client, self.model, self.parts = client, model, parts
         self.told: dict[int, dict[str, int]] = {}
         self.asked, self.missing = time.monotonic(), list[str]()
-        client.subscribe_topic(order.name, self._hear)
-        self.topic = order.name
+        self.name = order.name
+        client.subscribe_topic(TOPIC, self._hear)
         addresses = [part.address for part in parts]
         [shipped] = client.scatter([model], workers=addresses, broadcast=True, hash=False)
         self.futures = [
@@ -294,7 +294,8 @@ class _Watch:
 
     async def _hear(self, event: Any) -> None:
         report = event[1]
-        self.told[report["rank"]] = report
+        if report["fit"] == self.name:
+            self.told[report["rank"]] = report
 
     def result(self) -> Any:
         """What worker 0 returns, or the error that ended the fit."""
@@ -310,7 +311,7 @@ class _Watch:
             return self.futures[0].result()
         finally:
             if self.client.status == "running":
-                self.client.unsubscribe_topic(self.topic)
+                self.client.unsubscribe_topic(TOPIC)
                 self.client.cancel(self.futures)
 
     def _wait(self, bar: Any) -> None:

@@ -31,6 +31,8 @@ from energyscape.workers import Workers, first_word
 
 _log = logging.getLogger("energyscape")
 _REPORTS_EVERY, _EPOCHS_EVERY = 0.5, 0.05  # seconds
+# Of the reports of all fits: the scheduler keeps topics for ever, and few events of each.
+TOPIC = "energyscape"
 
 # Doors that are open for a fit, and whoever takes part in one, by its name and the worker.
 _DOORS: dict[tuple[str, str], socket.socket] = {}
@@ -92,8 +94,8 @@ class _Reporter:
     """Tells the client how far this worker is, twice a second and, if epochs are no shorter than a
     twentieth of one, when an epoch has ended."""
 
-    def __init__(self, worker: Any, topic: str, rank: int) -> None:
-        self.worker, self.topic, self.rank = worker, topic, rank
+    def __init__(self, worker: Any, fit: str, rank: int) -> None:
+        self.worker, self.fit, self.rank = worker, fit, rank
         self.task = worker.get_current_task()
         self.rows, self.epoch, self.told = 0, 0, 0.0
 
@@ -107,7 +109,7 @@ class _Reporter:
         if task is None or task.state == "cancelled":  # Dask does not stop a thread
             raise WorkerLostError("the client that began the fit is gone")
         report = {"rank": self.rank, "epoch": epoch, "step": step, "rows": self.rows}
-        self.worker.log_event(self.topic, report)
+        self.worker.log_event(TOPIC, report | {"fit": self.fit})
 
 
 def train(model: Any, pieces: list[Any], part: Part, rank: int, order: Order) -> Any:
