@@ -11,6 +11,8 @@ from typing import Any
 
 from energyscape import distributed
 from energyscape.data.reading import read_table
+from energyscape.errors import WorkerLostError
+from energyscape.io import load
 from energyscape.sources import is_stored
 
 _ON_DISK = (".h5", ".hdf5", ".npy")
@@ -38,7 +40,8 @@ def train_on_cluster(
 ) -> None:
     """Fit ``model`` to DATA; files are read by the workers, where they see them under that name.
 
-    Epochs are told (by ``emit``) at the end: callbacks run where worker 0 is.
+    Epochs are told (by ``emit``) at the end, as callbacks run where worker 0 is; of a run that is
+    cut off, those that its checkpoint holds, from which ``--resume`` goes on.
     """
     data, name = X, str(options.data).rpartition(":")[0] or options.data
     on_disk = Path(name).suffix in _ON_DISK or (glob.has_magic(name) and is_stored(X))
@@ -46,9 +49,27 @@ def train_on_cluster(
     if as_is and read_table(options.data, mapped=True).X.shape == X.shape:
         data = [str(Path(name).resolve()) + str(options.data)[len(name) :]]
     train = distributed.resume if resumes else distributed.fit
+    out, done = Path(options.out), model.n_iter_ if resumes else 0
+    before = out.stat().st_mtime_ns if out.exists() else None
     with _client(options.cluster) as client:
-        done = model.n_iter_ if resumes else 0
-        train(model, data, client, sync_every=options.sync_every)
+        try:
+            train(model, data, client, sync_every=options.sync_every)
+        except (WorkerLostError, KeyboardInterrupt) as error:
+            saved = out.exists() and out.stat().st_mtime_ns != before
+            if saved:
+                _tell(load(out), done, emit)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            way_out = f"the same command with --resume goes on from {out}"
+            what = str(error).partition("; ")[0]
+            raise WorkerLostError(
+                f"{what}; {way_out if saved or resumes else 'no epoch was saved'}"
+            ) from error
+    _tell(model, done, emit)
+
+
+def _tell(model: Any, done: int, emit: Callable[..., None]) -> None:
+    """The history after ``done`` epochs."""
     for epoch in range(done, model.n_iter_):
         emit({key: values[epoch] for key, values in model.history_.items()})
 

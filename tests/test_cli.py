@@ -25,6 +25,7 @@ from energyscape import cli, cli_cluster
 from energyscape.callbacks import Checkpoint, EarlyStopping, JsonLines
 from energyscape.corruptions import Binarize
 from energyscape.data import load_digits
+from energyscape.errors import WorkerLostError
 from energyscape.models import RBM, GaussianRBM, PoT
 from energyscape.optim import SGD, LinearDecay
 from energyscape.trainers import CD, FPCD, PCD
@@ -145,6 +146,30 @@ def test_files_for_a_cluster_are_read_by_its_workers(
         assert run("train", tmp_path / data, *words).code == 1
     assert given[:2] == [[str(tmp_path / "parts" / "*")], [str(tmp_path / "parts" / "a.npy")]]
     assert given[2].shape == BITS.shape
+
+
+def test_a_lost_cluster_tells_what_it_saved(
+    run: Any, bits: Path, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """The epochs of its checkpoint, and the way to go on in words of the command line."""
+
+    def lost(model: Any, data: Any, client: Any, **options: Any) -> None:
+        if not hasattr(model, "seed_"):
+            model.fit(data)
+        raise WorkerLostError("worker 1 is gone; energyscape.distributed.resume(...)")
+
+    monkeypatch.setattr(cli_cluster, "_client", lambda where: contextlib.nullcontext())
+    monkeypatch.setattr(cli_cluster.distributed, "fit", lost)
+    monkeypatch.setattr(cli_cluster.distributed, "resume", lost)
+    out = tmp_path / "m.h5"
+    words = ("train", bits, "-t", "n_epochs=3", "--cluster", 2, "--quiet", "--out", out)
+    code, records, err = run(*words)
+    assert code == 1 and [record["epoch"] for record in records] == [1, 2, 3], err
+    assert f"worker 1 is gone; the same command with --resume goes on from {out}" in err
+    code, records, err = run(*words, "--resume")
+    assert code == 1 and not records and "with --resume goes on" in err
+    code, records, err = run(*words, "--checkpoint-every", 5)
+    assert code == 1 and not records and "no epoch was saved" in err
 
 
 def test_clusters_that_are_none(run: Any, bits: Path, tmp_path: Path) -> None:
