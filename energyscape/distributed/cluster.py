@@ -18,13 +18,13 @@ from typing import Any
 
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
-from tqdm import tqdm
 
 from energyscape.backend import draw_seed
 from energyscape.callbacks import Checkpoint
 from energyscape.distributed.spread import Part, ask, spread
 from energyscape.distributed.task import TOPIC, Order, hang_up, open_door, train
 from energyscape.errors import CapabilityError, DataRangeWarning, WorkerLostError
+from energyscape.progress import Bar
 from energyscape.verbs import check_count
 
 _log = logging.getLogger("energyscape")
@@ -299,7 +299,7 @@ class _Watch:
 
     def result(self) -> Any:
         """What worker 0 returns, or the error that ended the fit."""
-        bar = tqdm(
+        bar = Bar(
             desc=f"{type(self.model).__name__} on {len(self.parts)} workers",
             unit="update",
             file=sys.stderr,
