@@ -29,7 +29,7 @@ from energyscape.models import (
 )
 from energyscape.trainers import PCD
 
-SHORT = {"trainer": PCD(n_epochs=2, n_chains=10, batch_size=20)}
+SHORT = {"trainer": PCD(n_epochs=2, n_chains=10, batch_size=20), "random_state": 0}
 X = 3 + np.random.default_rng(0).standard_normal((60, 5)) @ np.random.default_rng(1).normal(
     size=(5, 5)
 )

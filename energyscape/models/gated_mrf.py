@@ -209,7 +209,7 @@ class _Enumerable(GatedMRF):
 
     def enumerable_units(self, params: Params) -> int:
         """Covariance and mean units together."""
-        return self._n_features_out
+        return self.n_gates + int(self.n_mean_components)
 
     @available_if(is_gaussian)
     def log_partition(self, params: Params) -> float:
