@@ -188,6 +188,24 @@ def test_every_model_can_be_looked_at(case: Any, monkeypatch: Any) -> None:
     assert numbers["parameters"] > 0 and np.isfinite(numbers["multiply_adds_per_row"])
 
 
+_OF_IMAGES = [c for c in CASES if hasattr(c.make(), "takes_images")]
+_ONE_OF_EACH = {type(c.make()): c for c in reversed(_OF_IMAGES)}.values()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::energyscape.errors.SamplerWarning")
+@pytest.mark.parametrize("case", _ONE_OF_EACH, ids=lambda case: case.name)
+def test_models_of_grey_images_can_be_looked_at(case: Any, monkeypatch: Any) -> None:
+    """Images (n, h, w), without an axis of channels."""
+    own = sys.modules["energyscape.evaluation.diagnose"]
+    for name, few in (("_SAMPLES", 20), ("_SAMPLE_STEPS", 5)):
+        monkeypatch.setattr(own, name, few)
+    grey = case.data[:30, ..., 0]
+    assert grey.ndim == 3
+    model = case.make(trainer=short(case.trainers[0], n_epochs=1), random_state=0).fit(grey)
+    assert diagnose(model, grey).activations.shape[0] == 30
+
+
 def test_codes_that_are_no_probabilities_are_not_called_saturated() -> None:
     assert not {"saturated", "dead"} & set(_names(KMeans(4, random_state=0).fit(X)))
 

@@ -136,6 +136,7 @@ def diagnose(
     if hasattr(model, "filter_shape"):  # filters see windows of images
         shape = model.filter_shape
         deviation = np.broadcast_to(x.std(axis=(0, 1, 2)), (*shape, 1)[:3]).ravel()
+        x = x.reshape(*x.shape[:3], *model.image_shape_[2:])  # grey images as they came
     else:
         shape = _image_shape(x.shape[1], image_shape or getattr(model, "image_shape_", None))
     activations = to_host(model.transform(x))
