@@ -79,6 +79,10 @@ class EarlyStopping(BaseEstimator):
         self.patience = patience
         self.min_delta = min_delta
 
+    def validate(self) -> None:
+        """Raise for a patience that would stop the fit before its first epoch."""
+        check_count("EarlyStopping.patience", self.patience)
+
     def __call__(self, model: Any, state: TrainState, info: dict[str, float]) -> bool:
         if self.monitor not in info:
             raise ValueError(

@@ -89,6 +89,13 @@ def test_early_stopping_waits_and_then_stops() -> None:
         EarlyStopping("energy_gap")(None, State, {"x": 1.0})
 
 
+@pytest.mark.parametrize("patience", [0, -1, 1.5])
+def test_a_patience_that_would_stop_before_the_first_epoch_is_refused(patience: Any) -> None:
+    trainer = PCD(n_epochs=2, callbacks=[EarlyStopping(patience=patience)])
+    with pytest.raises(ValueError, match=r"EarlyStopping\.patience must be an integer >= 1"):
+        RBM(3, trainer=trainer, random_state=0).fit(np.eye(6))
+
+
 def test_checkpoint_resumes_after_a_kill(tmp_path: Path) -> None:
     """SIGKILL in the middle of training; the checkpoint continues to the very same model."""
     code = """
