@@ -347,6 +347,20 @@ def test_bases_are_fitted() -> None:
     assert np.isfinite(few_rows.log_partition())
 
 
+@pytest.mark.parametrize("base", [Gaussian, StudentT])
+def test_bases_of_whole_numbers_are_real(base: Any) -> None:
+    X = np.random.default_rng(0).integers(0, 2, (500, 3))
+    for rows in (X, X.astype(np.uint8), X.astype(bool)):
+        found, wanted = base.fit(rows), base.fit(X.astype(float))
+        np.testing.assert_array_equal(found.mean, wanted.mean)
+        np.testing.assert_array_equal(found.scale, wanted.scale)
+    given = base(np.zeros(2, int), np.array([[2, 1], [1, 2]]))
+    wanted = np.linalg.inv([[2, 1], [1, 2]])
+    np.testing.assert_allclose(given.precision, wanted)
+    draws = given.sample(50, stream(0, Purpose.SAMPLE))
+    assert draws.dtype == np.float64 and (draws % 1 != 0).all()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -25,7 +25,9 @@ class _Elliptic(FunctionTarget):
             raise ValueError(
                 f"wanted a mean (d,) and a matrix (d, d), got {mean.shape} and {scale.shape}"
             )
-        self.mean, self.scale = mean, scale
+        real = _real(mean)
+        self.mean = mean.astype(real, copy=False)
+        self.scale = scale.astype(_real(scale), copy=False)
         xp = namespace(mean)
         wide = to_host(scale).astype(np.float64)
         try:
@@ -33,8 +35,8 @@ class _Elliptic(FunctionTarget):
         except np.linalg.LinAlgError:
             raise ValueError("the covariance is not positive definite") from None
         self.half_log_det = float(np.log(np.diag(root)).sum())
-        self.root = xp.asarray(root.astype(mean.dtype))
-        self.precision = xp.asarray(np.linalg.inv(wide).astype(mean.dtype))
+        self.root = xp.asarray(root.astype(real))
+        self.precision = xp.asarray(np.linalg.inv(wide).astype(real))
         self.name = type(self).__name__
 
     @property
@@ -64,7 +66,12 @@ def _moments(X: Array) -> tuple[Array, Array]:
     covariance = wide.T @ wide / (len(X) - 1)
     average = covariance.trace() / len(mean)
     covariance = covariance + _RIDGE * average * xp.eye(len(mean))
-    return mean.astype(X.dtype), covariance.astype(X.dtype)
+    return mean.astype(_real(X)), covariance.astype(_real(X))
+
+
+def _real(x: Array) -> Any:
+    """The dtype of real numbers; float64 for integers and bits, whose mean is none."""
+    return x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
 
 
 class Gaussian(_Elliptic):
