@@ -32,11 +32,14 @@ from energyscape.samplers import (
     AIS,
     HMC,
     Bridge,
+    ChEES,
     Gaussian,
     Gibbs,
     Langevin,
     Metropolis,
     ParallelTempering,
+    PooledMass,
+    RobbinsMonro,
     StudentT,
     from_functions,
 )
@@ -450,6 +453,13 @@ def test_ais_refuses_bad_settings(ais: AIS, message: str) -> None:
     name = "RBM" if ais.sampler is None else "GaussianRBM"
     with pytest.raises(ValueError, match=message):
         ais.run(TRUTHS[f"{name} path"].target(1), stream(0, Purpose.PARTITION))
+
+
+@pytest.mark.parametrize("more", [ChEES(), [RobbinsMonro(), PooledMass()]])
+def test_adapters_of_more_than_step_sizes_are_refused(more: Any) -> None:
+    path = TRUTHS["GaussianRBM path"].target(1)
+    with pytest.raises(ValueError, match="give inverse_mass or n_leapfrog as numbers"):
+        AIS(20, 5, HMC(3, adaptation=more)).run(path, 0)
 
 
 def test_ais_says_what_it_needs() -> None:

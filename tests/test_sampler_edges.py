@@ -111,16 +111,25 @@ def test_few_chains_say_so_and_equal_weights_do_not_warn() -> None:
         AIS(6, 5, n_pilot=1).run(bridge, 1)
 
 
-def test_the_pilot_aims_where_the_adapter_does() -> None:
+@pytest.mark.parametrize(
+    "adapter", [RobbinsMonro, DualAveraging, lambda aim: Multiplicative(target_rejection=1 - aim)]
+)
+def test_the_pilot_aims_where_the_adapter_does(adapter: Any) -> None:
     X = np.random.default_rng(0).standard_normal((500, 20))
     bridge = Bridge(Gaussian.fit(X), ROUND)
     plans = [
-        AIS(100, 100, HMC(5, adaptation=RobbinsMonro(aim))).plan(
-            bridge, stream(0, Purpose.PARTITION)
-        )
+        AIS(100, 100, HMC(5, adaptation=adapter(aim))).plan(bridge, stream(0, Purpose.PARTITION))
         for aim in (0.6, 0.97)
     ]
     assert plans[0].steps[-1] > 1.3 * plans[1].steps[-1]
+
+
+def test_the_pilot_adapts_a_first_step_size_too() -> None:
+    bridge = Bridge(Gaussian(np.zeros(2), np.eye(2)), ROUND)
+    ais = AIS(100, 100, HMC(5, 1e-3, adaptation=RobbinsMonro()))
+    plan = ais.plan(bridge, stream(0, Purpose.PARTITION))
+    assert plan.steps is not None and plan.steps[-1] > 0.1
+    assert ais.run(bridge, 0, path=plan).ess > 50
 
 
 # ---------------------------------------------------------------- what can be normalised

@@ -87,6 +87,11 @@ class Multiplicative(Adapter):
         self.down = down
         self.bounds = bounds
 
+    @property
+    def target(self) -> float:
+        """The mean acceptance, as of the other adapters of step sizes."""
+        return 1 - self.target_rejection
+
     def start(self, chains: Chains, n_steps: int) -> None:
         _check_rate("Multiplicative.target_rejection", self.target_rejection)
         if not self.up > 1 or not 0 < self.down < 1:

@@ -51,7 +51,8 @@ class PartitionEstimate:
         The estimate, in nats.
     interval : (float, float)
         95 % bootstrap percentile interval of it. It covers the noise of the chains that ran, not
-        regions that none of them found.
+        regions that none of them found, and is too narrow for few chains: of a small RBM it held
+        the truth in 95 % of 150 repeats with 100 chains, in 89 % with 20 and in 81 % with 5.
     ess : float
         Effective sample size (Σw)²/Σw² of the weights, in chains; infinite for an exact value.
     kind : {"exact", "lower bound", "upper bound", "estimate"}
@@ -151,7 +152,7 @@ class AIS(BaseEstimator):
             if finds_steps:
                 raise ValueError(
                     f"AIS with {type(kernel).__name__} finds the step sizes in its pilot run: give "
-                    "n_pilot > 0, or the sampler a step_size"
+                    "n_pilot > 0, or the sampler a step_size alone"
                 )
             return Path(even)
         betas = np.linspace(0.0, 1.0, pilot + 1)
@@ -203,6 +204,12 @@ class AIS(BaseEstimator):
                 f"AIS needs a kernel that leaves its target alone; {kernel!r} does not"
             )
         need_unit_temperature(kernel, "AIS")
+        more = [a for a in kernel.adapters(persistent=False) if not hasattr(a, "target")]
+        if more:
+            raise ValueError(
+                f"AIS finds step sizes in its pilot and adapts nothing else, got {more[0]!r}; give "
+                "inverse_mass or n_leapfrog as numbers"
+            )
         draws = target.sample_base(min(self.n_chains, 10), rng)
         kernel.check(target.at(0.0), draws)  # at β = 1 a draw of the base may be forbidden
         if target.domain == "real":
@@ -356,7 +363,9 @@ def _difference(one: Any, other: Any) -> Array:
 
 
 def _finds_steps(kernel: Any) -> bool:
-    return isinstance(kernel, Gradient) and kernel.step_size is None
+    if not isinstance(kernel, Gradient):
+        return False
+    return kernel.step_size is None or bool(kernel.adapters(persistent=False))
 
 
 def _aim(kernel: Any) -> float:
