@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal
 
 from energyscape.backend import Purpose, stream
 from energyscape.errors import CapabilityError
-from energyscape.models import PCA, RBM, GaussianMixture, McRBM
+from energyscape.models import PCA, RBM, FactorAnalysis, GaussianMixture, McRBM
 from energyscape.models.states import binary_states
 from energyscape.samplers import HMC, Posterior
 from energyscape.trainers import EM, PCD
@@ -97,6 +97,24 @@ def test_a_feature_that_was_not_observed_comes_from_the_prior() -> None:
     wanted = rows.mean(axis=0)[0] + (y[:, 1:] - rows.mean(axis=0)[1:]) @ inverse @ C[1:, 0]
     variance = C[0, 0] - C[0, 1:] @ inverse @ C[1:, 0]
     assert ((draws[:, 0] - wanted) ** 2).mean() < 0.1 * variance
+
+
+def test_denoising_takes_features_that_were_not_observed() -> None:
+    """Whatever stands in their place; a Gaussian's conditional mean is the oracle."""
+    model = FactorAnalysis(1, random_state=0).fit(X)
+    W, m = model.components_, model.mean_
+    C = W.T @ W + np.diag(model.noise_variance_)
+    y = np.array(Y)
+    y[:, 0] = 7.0
+    sigma = np.array([np.inf, 0.5, 0.5])
+    gain = C[:, 1:] @ np.linalg.inv(C[1:, 1:] + 0.25 * np.eye(2))
+    wanted = m + (y[:, 1:] - m[1:]) @ gain.T
+    variance = np.diag(C - gain @ C[1:]).mean()
+    found = model.denoise(y, sigma, n_steps=300)
+    assert ((found - wanted) ** 2).mean() < 0.1 * variance
+    # Where nothing was observed at all, the prior's mean is left.
+    found = model.denoise(y, np.inf, n_steps=300)
+    assert ((found - m) ** 2).mean() < 0.1 * np.diag(C).mean()
 
 
 class Means:

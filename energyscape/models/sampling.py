@@ -131,7 +131,7 @@ class SamplingMixin:
             What was observed.
         sigma : float > 0, or array of such, shape (n_features,)
             Deviation of the noise, in the units of X: of whitened noisy patches it differs by
-            feature.
+            feature. Infinite where nothing was observed, whatever X says there.
         sampler : sampler, optional
             Default: `HMC` with masses that follow from σ and the variances of the rows.
         n_steps : int, default 100
@@ -259,13 +259,16 @@ def checked_sampler(sampler: Any) -> Sampler:
 def _shrunk(y: Array, noise: Array) -> tuple[Array, np.ndarray]:
     """Noisy rows drawn to their mean by the share of their variance that is noise, and the
     posterior variances of features that were Gaussian, on the host."""
+    xp = namespace(y)
     mean, total = y.mean(axis=0, dtype=np.float64), y.var(axis=0, dtype=np.float64)
-    power = noise * noise
+    seen = xp.isfinite(noise)
+    power = xp.where(seen, noise, 0.0) ** 2
     # Where the rows say nothing, they are taken to be mostly noise.
-    signal = namespace(y).maximum(total - power, 0.01 * power)
-    share = signal / (signal + power)
+    signal = xp.maximum(total - power, 0.01 * power)
+    signal = xp.where(seen | (signal > 0), signal, 1.0)
+    share = xp.where(seen, signal / (signal + power), 0.0)
     start = mean + (y - mean) * share
-    return start.astype(y.dtype), to_host(share * power)
+    return start.astype(y.dtype), to_host(xp.where(seen, share * power, signal))
 
 
 class ChainMeans:
