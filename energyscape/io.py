@@ -170,8 +170,8 @@ def write_file(path: str | os.PathLike[str], meta: dict[str, Any], arrays: Array
 
 def write_atomic(path: str | os.PathLike[str], *parts: bytes) -> None:
     """Put ``parts`` into ``path`` so that a reader sees the old file or the new, never a piece."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    path = Path(os.path.realpath(path))  # a link stays one: what it leads to is replaced
+    handle, temporary = tempfile.mkstemp(prefix=".save-", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             for part in parts:

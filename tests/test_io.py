@@ -138,6 +138,23 @@ def test_saving_is_repeatable_and_keeps_the_permissions(model: RBM, tmp_path: Pa
     assert (tmp_path / "a.h5").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_saving_through_a_link_leaves_it_one(model: RBM, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link, there = tmp_path / "link.h5", tmp_path / "far" / "m.h5"
+    link.symlink_to(there)
+    for _ in range(2):  # to a file that is not there yet, and to one that is
+        model.save(link)
+        assert link.is_symlink()
+        np.testing.assert_array_equal(energyscape.load(there).params_["W"], model.params_["W"])
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+def test_names_may_be_as_long_as_the_system_has_it(model: RBM, tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 252 + ".h5")
+    model.save(path)
+    assert energyscape.load(path).n_iter_ == model.n_iter_
+
+
 # ---------------------------------------------------------------- files that are not right
 
 
