@@ -59,6 +59,11 @@ class Checkpoint(BaseEstimator):
 
 
 @register
+class OwnCheckpoint(Checkpoint):
+    """The one that the command line adds of itself, and takes off again wherever the file lies."""
+
+
+@register
 class EarlyStopping(BaseEstimator):
     """Stop when a value of the history has not fallen for some epochs.
 

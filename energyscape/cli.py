@@ -8,7 +8,6 @@ cluster, epochs since the last save are lost).
 from __future__ import annotations
 
 import argparse
-import ast
 import logging
 import math
 import sys
@@ -20,9 +19,10 @@ import numpy as np
 
 import energyscape
 from energyscape.backend import to_host
-from energyscape.callbacks import Checkpoint, JsonLines, json_line
+from energyscape.callbacks import JsonLines, OwnCheckpoint, json_line
 from energyscape.cli_cluster import add_cluster_arguments, train_on_cluster
 from energyscape.cli_compare import add_arguments, run_compare
+from energyscape.cli_values import UsageError, construct, parse_value, settings_of
 from energyscape.data import binarize, threshold
 from energyscape.data.reading import Table, read_table
 from energyscape.errors import EnergyscapeError
@@ -36,10 +36,6 @@ from energyscape.trainers.base import Trainer
 from energyscape.verbs import speaks
 
 _log = logging.getLogger("energyscape")
-
-
-class UsageError(Exception):
-    """Arguments that cannot be; exit code 2."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,64 +65,7 @@ def _emit(record: dict[str, Any]) -> None:
     print(json_line(record), flush=True)
 
 
-# ---------------------------------------------------------------- values on the command line
-
-
-def parse_value(text: str) -> Any:
-    """``3``, ``0.5``, ``None``, ``(28, 28)``, a word, or ``SGD(0.1, momentum=0.5)``.
-
-    Calls construct registered classes from such values; nothing else is run.
-    """
-    try:
-        tree = ast.parse(text, mode="eval").body
-    except SyntaxError:
-        return text
-    return _value(tree, text)
-
-
-def _value(node: ast.expr, text: str) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        known = registered()
-        if node.func.id not in known:
-            raise UsageError(f"{node.func.id!r} is none of {', '.join(known)}")
-        values = [_value(a, text) for a in node.args]
-        named = {str(k.arg): _value(k.value, text) for k in node.keywords}
-        try:
-            return known[node.func.id](*values, **named)
-        except TypeError as error:
-            raise UsageError(f"{text}: {error}") from error
-    if isinstance(node, ast.List | ast.Tuple):
-        items = [_value(item, text) for item in node.elts]
-        return items if isinstance(node, ast.List) else tuple(items)
-    if isinstance(node, ast.Dict) and None not in node.keys:
-        return {
-            _value(k, text): _value(v, text)  # type: ignore[arg-type]
-            for k, v in zip(node.keys, node.values, strict=True)
-        }
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        return ast.get_source_segment(text, node)
-
-
-def _settings(pairs: list[str], flag: str) -> dict[str, Any]:
-    settings = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{flag} takes name=value, got {pair!r}")
-        settings[name] = parse_value(text)
-    return settings
-
-
-def _construct(kind: str, base: type, settings: dict[str, Any]) -> Any:
-    known = registered(base)
-    if kind not in known:
-        raise UsageError(f"{kind!r} is none of {', '.join(known)}")
-    try:
-        return known[kind](**settings)
-    except TypeError as error:
-        raise UsageError(f"{kind}: {error}") from error
+# ---------------------------------------------------------------- what options say
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -194,6 +133,11 @@ def _refuse_rows(model: Any, table: Table) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train a model and write it; the file is a checkpoint until the last epoch is done."""
+    if "{epoch}" in options.out:
+        raise UsageError(
+            "--out is one file, from which --resume goes on; for one of each epoch add "
+            "-t \"callbacks=[Checkpoint('m{epoch}.h5')]\""
+        )
     out, table = _check_out(options.out), _data(options, options.data)
     if options.resume and out.exists():
         model = _stored(options, out)
@@ -203,7 +147,7 @@ def train(options: argparse.Namespace) -> None:
     X = _points(options, model, table)
     model.image_shape_ = _rows_shape(options, model, table)
     resumes = hasattr(model, "seed_")
-    checkpoint = Checkpoint(out.resolve(), every=options.checkpoint_every)
+    checkpoint = OwnCheckpoint(out.resolve(), every=options.checkpoint_every)
     own = list(model.trainer.callbacks)
     if options.cluster:
         model.trainer.set_params(callbacks=[*own, checkpoint])
@@ -226,15 +170,15 @@ def _rows_shape(options: argparse.Namespace, model: Any, table: Table) -> tuple[
 
 def _requested(options: argparse.Namespace) -> Any:
     """The model that the options describe, with its trainer."""
-    own = _settings(options.p, "-p")
+    own = settings_of(options.p, "-p")
     if "trainer" in own:
         raise UsageError("the trainer is named by --trainer and set by -t, not by -p")
     settings = {"random_state": options.seed, "device": options.device}
     settings |= {"verbose": int(not options.quiet)} | own
-    model = _construct(options.model or "RBM", EnergyModel, settings)
-    trainer = _settings(options.t, "-t")
+    model = construct(options.model or "RBM", EnergyModel, settings)
+    trainer = settings_of(options.t, "-t")
     if options.trainer:
-        model.trainer = _construct(options.trainer, Trainer, trainer)
+        model.trainer = construct(options.trainer, Trainer, trainer)
     else:
         if "optimizer" in trainer:  # in the place of the rate that the default comes with
             trainer = {"learning_rate": None} | trainer
@@ -249,7 +193,7 @@ def _stored(options: argparse.Namespace, path: Path) -> Any:
     found |= {"--seed": model.seed_}
     asked = {"--model": options.model, "--trainer": options.trainer, "--seed": options.seed}
     stored = model.get_params()
-    for name, value in _settings(options.p, "-p").items():
+    for name, value in settings_of(options.p, "-p").items():
         found[f"-p {name}"], asked[f"-p {name}"] = stored.get(name), value
     for name, value in asked.items():
         if value is not None and to_tree(found[name]) != to_tree(value):
@@ -257,11 +201,11 @@ def _stored(options: argparse.Namespace, path: Path) -> Any:
     trainer = model.trainer_
     own = list(trainer.callbacks)
     # Those that train had added: the file's own checkpoint, and before it the lines on stdout.
-    if own and isinstance(own[-1], Checkpoint) and Path(own[-1].path).resolve() == path.resolve():
+    if own and isinstance(own[-1], OwnCheckpoint):  # wherever the file lay then
         own.pop()
         if own and isinstance(own[-1], JsonLines) and own[-1].path == "-":
             own.pop()
-    trainer = _configured(trainer.set_params(callbacks=own), _settings(options.t, "-t"))
+    trainer = _configured(trainer.set_params(callbacks=own), settings_of(options.t, "-t"))
     return model.set_params(trainer=trainer, device=options.device, verbose=int(not options.quiet))
 
 
@@ -354,7 +298,7 @@ def compare_models(options: argparse.Namespace) -> None:
 def _named(texts: list[str], base: type) -> dict[str, Any]:
     """Objects by what describes them."""
     made = {text: parse_value(text) for text in texts}
-    made = {t: _construct(t, base, {}) if isinstance(v, str) else v for t, v in made.items()}
+    made = {t: construct(t, base, {}) if isinstance(v, str) else v for t, v in made.items()}
     for text, value in made.items():
         if not isinstance(value, base):
             raise UsageError(f"{text!r} is none of {', '.join(registered(base))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -318,6 +319,11 @@ def test_models_of_images_take_images(run: Any, bits: Path, tmp_path: Path) -> N
         ("[auto, cuda]", ["auto", "cuda"]),
         ("[runs/a, 1]", ["runs/a", 1]),
         ("", ""),
+        ("inf", math.inf),
+        ("-inf", -math.inf),
+        ("(inf, 1)", (math.inf, 1)),
+        ("infinite", "infinite"),
+        ("-x", "-x"),
     ],
 )
 def test_values(text: str, value: Any) -> None:
@@ -330,6 +336,8 @@ def test_values_construct_registered_classes() -> None:
     assert (made.learning_rate, made.momentum, made.schedule.end) == (0.2, 0.5, 0.1)
     assert made.rates == {"b": 2}
     assert isinstance(cli.parse_value("[Binarize()]")[0], Binarize)
+    assert cli.parse_value("PoT(n_components=6, sigma=inf)").sigma == math.inf
+    assert math.isnan(cli.parse_value("nan"))
 
 
 @pytest.mark.parametrize(
@@ -442,6 +450,48 @@ def test_resume_keeps_what_was_asked_for_at_the_start(
     assert [type(c) for c in model.trainer_.callbacks] == [JsonLines, Checkpoint]
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2, 3]
     assert all((tmp_path / f"at{epoch}.h5").exists() for epoch in (1, 2, 3))
+
+
+def _cut_off(run: Any, monkeypatch: Any, *words: object) -> None:
+    """A training that is interrupted in the fourth epoch of six batches."""
+    apply = PCD.apply
+
+    def interrupted(*args: Any) -> None:
+        apply(*args)
+        if args[-1].step == 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PCD, "apply", interrupted)
+        assert run("train", *words).code == 130
+
+
+def test_a_file_that_was_moved_resumes_where_it_lies(
+    run: Any, bits: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    own = ["-t", f"callbacks=[Checkpoint('{tmp_path}/own.h5')]"]
+    _cut_off(run, monkeypatch, bits, *_settings(6), *own, "--out", old / "m.h5")
+    old.rename(new)
+    (new / "m.h5").rename(new / "other.h5")
+    code, records, _ = run("train", bits, "--resume", "--out", new / "other.h5")
+    assert code == 0 and [r.get("epoch") for r in records] == [4, 5, 6, None]
+    assert not old.exists() and [p.name for p in new.iterdir()] == ["other.h5"]
+    # The user's own goes on, and stays.
+    kept = energyscape.load(new / "other.h5").trainer_.callbacks
+    assert [type(c) for c in kept] == [Checkpoint]
+    assert energyscape.load(tmp_path / "own.h5").n_iter_ == 6
+
+
+def test_out_may_be_a_link(run: Any, bits: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "far").mkdir()
+    link, there = tmp_path / "m.h5", tmp_path / "far" / "m.h5"
+    link.symlink_to(there)
+    _cut_off(run, monkeypatch, bits, *_settings(6), "--out", link)
+    assert energyscape.load(there).n_iter_ == 3
+    assert run("train", bits, "--resume", "--out", link).code == 0
+    assert link.is_symlink() and energyscape.load(there).n_iter_ == 6
 
 
 # Handlers are set anew because a shell may start tests with the interrupt signal ignored.
@@ -744,6 +794,7 @@ def test_curves_without_matplotlib_say_what_is_missing(
         (["evaluate", "MODEL", "BITS", "--chains", "many"], "invalid"),
         (["diagnose", "MODEL", "BITS", "--out", "NOWHERE/d.png"], "there is no folder"),
         (["diagnose", "MODEL", "BITS", "--out", "d.jpg"], "must end in .png"),
+        (["train", "BITS", "--out", "m{epoch}.h5"], "--out is one file"),
         (["plot", "MODEL", "nothing", "--out", "p.png"], "invalid choice"),
         (["plot", "MODEL", "filters", "--out", "p.jpg"], "must end in .png"),
         (["plot", "MODEL", "filters", "-n", "-1", "--out", "p.png"], "at least 1"),

@@ -31,7 +31,7 @@ LAYERS = [
     "solvers samplers",
     "trainers sharing memory training callbacks",
     "models",
-    "data evaluation plotting cli cli_cluster cli_compare distributed versions",
+    "data evaluation plotting cli cli_cluster cli_compare cli_values distributed versions",
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts.split()}
 FACADE = "energyscape"
