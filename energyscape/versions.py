@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 
 from threadpoolctl import threadpool_info
@@ -44,13 +45,20 @@ def _blas(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     first = found[0]
     kernels = first.get("architecture", "unknown")
     text = f"{first['internal_api']} {first['version']}, kernels for {kernels}"
-    avx512 = cpuinfo.is_file() and "avx512f" in cpuinfo.read_text()
-    if first["internal_api"] == "openblas" and kernels in _AVX2_KERNELS and avx512:
+    if first["internal_api"] == "openblas" and kernels in _AVX2_KERNELS and _wide(cpuinfo):
         text += (
             "; this processor has AVX-512: with OPENBLAS_CORETYPE=SkylakeX in the environment "
             "matrix products may be nearly twice as fast"
         )
     return text
+
+
+def _wide(cpuinfo: Path) -> bool:
+    """Whether the processor gains by AVX-512. AMD's Zen 4 (family 25) makes such operations in two
+    halves: there the kernels for AVX2 take 0.8 to 1.0 of the time in float32."""
+    said = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    halves = "AuthenticAMD" in said and re.search(r"cpu family\s*: 25\b", said)
+    return "avx512f" in said and not halves
 
 
 def show_versions() -> None:

@@ -19,7 +19,13 @@ def test_versions_are_printed_one_a_line(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(
     ("kernels", "flags", "told"),
-    [("Haswell", "avx2 avx512f", True), ("Haswell", "avx2", False), ("SkylakeX", "avx512f", False)],
+    [
+        ("Haswell", "avx2 avx512f", True),
+        ("Haswell", "avx2", False),
+        ("SkylakeX", "avx512f", False),
+        ("Zen", "avx512f\nvendor_id\t: AuthenticAMD\ncpu family\t: 25", False),
+        ("Zen", "avx512f\nvendor_id\t: AuthenticAMD\ncpu family\t: 26", True),
+    ],
 )
 def test_kernels_that_are_too_old_for_the_processor_are_told(
     kernels: str, flags: str, told: bool, tmp_path: Path, monkeypatch: Any
