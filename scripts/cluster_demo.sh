@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/python.sh
 need cluster numpy scipy sklearn h5py tqdm dask distributed matplotlib
 
-out=${1:-cluster_demo}
+out=${1:-out/cluster_demo}
 mkdir -p "$out"
 scheduler=$out/scheduler.json
 rm -f "$scheduler" "$out/rbm.h5"
