@@ -179,12 +179,11 @@ def _advice(model: Any, trainer: Any, rows: Rows, state: Any, usable: float) -> 
             "components, or device='cpu', would fit"
         )
     some = slice(0, min(len(rows), _MORE))
-    x, labels = to_host(rows.take(some)), rows.labels(some)
-    labels = None if labels is None else to_host(labels)
+    x = to_host(rows.take(some))
     x = np.asarray(x, compute_dtype(x.dtype))
     kept = _kept(model, trainer, x, state)
     batch, chains = min(trainer.batch_size, len(rows)), _chains(trainer)
-    needs = measured_needs(model, trainer, kept, x, chains / batch, labels)
+    needs = measured_needs(model, trainer, kept, x, chains / batch, rows.labels(some))
     held = sum(_resident(model, trainer, kept)) + (rows.X.nbytes if is_gpu_array(rows.X) else 0)
     alone = held + max(needs.fixed, needs.apply)
     counted = (

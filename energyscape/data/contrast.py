@@ -8,7 +8,6 @@ A patch keeps its pattern whatever the light: (p - mean(p)) / √(var(p) + ε) (
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from sklearn.base import OneToOneFeatureMixin
 
 from energyscape.backend import Array, namespace
 from energyscape.data.stages import Stage
-from energyscape.data.transformer import RowTransformer, row_blocks
+from energyscape.data.transformer import RowTransformer, check_regularization, row_blocks
 from energyscape.models.inputs import as_rows
 from energyscape.registry import register
 from energyscape.verbs import Params
@@ -66,12 +65,7 @@ class ContrastNormalize(OneToOneFeatureMixin, RowTransformer):
         -------
         self
         """
-        number = isinstance(self.regularization, numbers.Real)
-        if not number or not 0 <= self.regularization < np.inf:
-            raise ValueError(
-                "ContrastNormalize.regularization must be >= 0 and finite, got "
-                f"{self.regularization!r}"
-            )
+        check_regularization(self)
         rows = as_rows(self, X, reset=True)
         total: Any = 0.0
         for block in row_blocks(rows):

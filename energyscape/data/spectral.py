@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from energyscape.backend import Array, namespace
+from energyscape.backend import Array, namespace, to_host
 from energyscape.data.transformer import Transformer, in_blocks
 from energyscape.models.inputs import as_images
 from energyscape.registry import register
@@ -71,11 +71,10 @@ class FrequencyWhitening(Transformer):
         shape = rows.event_shape
         self.n_channels_ = shape[2] if len(shape) == 3 else 1
         self.scale_ = 1.0
-        after = in_blocks(rows, lambda x: _mean_squares(self._apply(x)))
-        before = in_blocks(rows, _mean_squares)
-        spread, size = (float(squares.mean()) ** 0.5 for squares in (after, before))
+        squares = in_blocks(rows, self._mean_squares)
+        size, spread = np.sqrt(to_host(squares.mean(axis=0)))
         # What rounding leaves of images that are constant is no pattern.
-        self.scale_ = spread if spread > 16 * np.finfo(rows.dtype).eps * size else 1.0
+        self.scale_ = float(spread) if spread > 16 * np.finfo(rows.dtype).eps * size else 1.0
         return self
 
     def transform(self, X: Any) -> Any:
@@ -101,6 +100,11 @@ class FrequencyWhitening(Transformer):
             )
         return in_blocks(rows, self._apply)
 
+    def _mean_squares(self, x: Array) -> Array:
+        """Of the pixels of each image, and of what is made of them, shape (n, 2), float64."""
+        both = namespace(x).stack([x, self._apply(x)], axis=1).astype(np.float64)
+        return (both**2).reshape(len(x), 2, -1).mean(axis=2)
+
     def _apply(self, x: Array) -> Array:
         xp, (h, w) = namespace(x), x.shape[1:3]
         down, across = np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)
@@ -114,8 +118,3 @@ class FrequencyWhitening(Transformer):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
         return tags
-
-
-def _mean_squares(x: Array) -> Array:
-    """Of the pixels of each image, float64."""
-    return (x.astype(np.float64) ** 2).reshape(len(x), -1).mean(axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Callable
 from typing import Any
@@ -106,6 +107,14 @@ class RowTransformer(Transformer):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def check_regularization(whitening: Any) -> None:
+    """Raise ValueError unless the ``regularization`` of a transformer is finite and >= 0."""
+    value = whitening.regularization
+    if not isinstance(value, numbers.Real) or not 0 <= float(value) < np.inf:
+        name = type(whitening).__name__
+        raise ValueError(f"{name}.regularization must be >= 0 and finite, got {value!r}")
 
 
 def block_rows(x: Any, row_bytes: int) -> int:

@@ -9,7 +9,6 @@ the one whitening that moves rows the least, so that images remain images (Bell 
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from energyscape.backend import Array, device_of, is_gpu_array, namespace, to_device, to_host
-from energyscape.data.transformer import RowTransformer, in_blocks, row_blocks
+from energyscape.data.transformer import RowTransformer, check_regularization, in_blocks, row_blocks
 from energyscape.models.inputs import as_rows
 from energyscape.registry import register
 from energyscape.sources import Rows
@@ -48,7 +47,7 @@ class _Whitening(RowTransformer):
         -------
         self
         """
-        self._check_settings()
+        check_regularization(self)
         rows = as_rows(self, X, reset=True)
         self.n_samples_seen_ = 0
         return self._take_in(rows)
@@ -65,7 +64,7 @@ class _Whitening(RowTransformer):
         -------
         self
         """
-        self._check_settings()
+        check_regularization(self)
         first = not hasattr(self, "n_samples_seen_")
         rows = as_rows(self, X, reset=first)
         if first:
@@ -102,14 +101,6 @@ class _Whitening(RowTransformer):
         x = z @ mixing.T
         x += mean
         return x
-
-    def _check_settings(self) -> None:
-        number = isinstance(self.regularization, numbers.Real)
-        if not number or not 0 <= self.regularization < np.inf:
-            raise ValueError(
-                f"{type(self).__name__}.regularization must be >= 0 and finite, got "
-                f"{self.regularization!r}"
-            )
 
     def _take_in(self, rows: Rows) -> Any:
         n = self.n_samples_seen_

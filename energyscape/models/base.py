@@ -73,7 +73,7 @@ class EnergyModel(
     nonnegative: bool = False
     # Rows that the history's reconstruction is taken at, up to the trainer's monitor_rows.
     decoded_rows: ClassVar[int] = 1000
-    # The parameter, and its axis, that is as long as codes are.
+    # The parameter, and its axis, as long as codes are; of layers the last whose name begins so.
     _counted: ClassVar[tuple[str, int]] = ("W", 1)
 
     n_components: int
@@ -456,7 +456,9 @@ class EnergyModel(
     @property
     def _n_features_out(self) -> int:
         name, axis = self._counted
-        return int(self._state.params[name].shape[axis])
+        params = self._state.params
+        last = max((len(key), key) for key in params if key.startswith(name))[1]
+        return int(params[last].shape[axis])
 
     def _fitted(self, array: Array) -> Any:
         return to_device(array, self._home)

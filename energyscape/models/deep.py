@@ -66,6 +66,8 @@ class DeepAutoEncoder(EncoderDecoder):
     (1797, 8)
     """
 
+    _counted = ("c", 0)
+
     def __init__(
         self,
         hidden_layer_sizes: Sequence[int] = (256, 64),
@@ -90,11 +92,6 @@ class DeepAutoEncoder(EncoderDecoder):
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
-
-    @property
-    def _n_features_out(self) -> int:
-        biases = [v for key, v in self._state.params.items() if key.startswith("c")]
-        return len(biases[-1])
 
     def check_settings(self) -> None:
         if not isinstance(self.hidden_layer_sizes, Sequence) or not self.hidden_layer_sizes:

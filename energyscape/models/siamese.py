@@ -119,6 +119,7 @@ class SiameseEncoder(EnergyFromPass, EnergyModel):
 
     domain = "real"
     codes = "real"
+    _counted = ("c", 0)
     smooth = False  # distances have a kink at 0
     nonnegative = True
     takes_clips = True
@@ -178,11 +179,6 @@ class SiameseEncoder(EnergyFromPass, EnergyModel):
             return self.metric
         trainer = self.default_trainer() if self.trainer is None else self.trainer
         return trainer.chosen_loss().metric
-
-    @property
-    def _n_features_out(self) -> int:
-        biases = [v for key, v in self._state.params.items() if key.startswith("c")]
-        return len(biases[-1])
 
     # ------------------------------------------------------------ parameters
 

@@ -48,7 +48,8 @@ class UnrolledEncoder(Encoder):
         between the largest usage and their sum."""
         steps, usage = float(self.n_layers + 1), params["usage"]
         power = steps * params["power"]
-        codes = steps * namespace(usage).sqrt(usage.max()) * namespace(usage).sqrt(usage.sum())
+        root = namespace(usage).sqrt  # of each: their product may be too small for float32
+        codes = steps * root(usage.max()) * root(usage.sum())
         return {"We": power, "Wt": power, "S": codes, "theta": steps, "gamma": power**2}
 
     def check(self) -> None:
